@@ -1,0 +1,329 @@
+"""Training inside one silo: plain, or with differential privacy for each user. No Flower here.
+
+In mode ``silo`` a round is a few steps of DP-SGD (Abadi et al. 2016): users are Poisson-sampled, each user's whole
+contribution is one gradient, clipped in L2, noise is added to the sum, and the sum is divided by the *declared* expected
+batch size. An empty sample still takes a noisy step. What a round costs is ``PrivacyPlan.train_event``; the caller charges
+it to the silo's journal before calling :func:`train_round`.
+
+Sampling and noise draw on the operating system, never on the run's seed: a coordinator who knows the seed must not be able
+to subtract the noise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.config import Config, TrainingConfig
+from common.data.interactions import Dataset
+from common.errors import ModelError
+from common.model.adapter import to_vector
+from common.model.recommender import Batch, Recommender, autocast
+from common.privacy.plan import COUNT_MAX_NORM, PrivacyPlan
+
+
+@dataclass(frozen=True, eq=False)
+class SiloData:
+    """One silo's users, ready for training. Private.
+
+    Parameters
+    ----------
+    histories:
+        Items of each user, oldest first, int32.
+    text:
+        Token ids of each user's text; empty where there is none.
+    item_mask:
+        bool ``(n_items,)``: what this silo sells; None means everything.
+    """
+
+    histories: tuple[NDArray[np.int32], ...]
+    text: tuple[tuple[int, ...], ...]
+    n_items: int
+    window: int
+    item_mask: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Dataset, config: Config, item_mask: NDArray[np.bool_] | None = None, tokenizer: object | None = None
+    ) -> SiloData:
+        """The users of ``dataset``; their text is used when ``model.user_text`` is on, which needs a tokenizer."""
+        histories = tuple(dataset.interactions.histories())
+        text: tuple[tuple[int, ...], ...] = ((),) * len(histories)
+        if config.model.user_text:
+            text = tuple(tokenise(line, tokenizer, config.model.text_tokens) for line in user_texts(dataset))
+        return cls(histories, text, len(dataset.catalogue), config.model.window, item_mask)
+
+    def batch(self, users: Sequence[int] | NDArray[np.integer], ends: NDArray[np.int64] | None = None) -> tuple[Batch, Tensor]:
+        """Inputs and next-item targets of some users.
+
+        Parameters
+        ----------
+        ends:
+            For each user, where the window ends in the history (exclusive); None takes the latest.
+
+        Returns
+        -------
+        batch:
+            ``items`` (B, T): the window without its last item.
+        targets:
+            int64 (B, T): the item after each position, ``-1`` where there is none.
+        """
+        items = np.full((len(users), self.window + 1), -1, dtype=np.int64)
+        for row, user in enumerate(users):
+            history = self.histories[int(user)]
+            end = len(history) if ends is None else int(ends[row])
+            chosen = history[max(0, end - self.window - 1) : end]
+            items[row, : len(chosen)] = chosen
+        inputs, targets = items[:, :-1].copy(), items[:, 1:].copy()
+        inputs[targets < 0] = -1
+        longest = max((len(self.text[int(u)]) for u in users), default=0)
+        text = np.full((len(users), longest), -1, dtype=np.int64)
+        for row, user in enumerate(users):
+            tokens = self.text[int(user)]
+            text[row, : len(tokens)] = tokens
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(text)), torch.from_numpy(targets)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalResult:
+    """What a round of local training gives. In mode ``none`` everything is exact; else only ``update`` may leave.
+
+    Parameters
+    ----------
+    update:
+        float32 ``(n_parameters,)``: local minus global adapter.
+    loss:
+        Mean loss per prediction in nats, None in private modes: it was not protected.
+    """
+
+    update: NDArray[np.float32]
+    steps: int
+    loss: float | None
+
+
+def user_texts(dataset: Dataset) -> Iterator[str]:
+    """Each user's text: the profile line, then what they wrote, newest first."""
+    order, starts = dataset.interactions.by_user
+    written = dataset.interactions.text
+    for user in range(dataset.interactions.n_users):
+        parts = [dataset.user_text[user]] if dataset.user_text is not None else []
+        if written is not None:
+            parts += [written[int(row)] for row in order[starts[user] : starts[user + 1]][::-1] if written[int(row)]]
+        yield ". ".join(part for part in parts if part)
+
+
+def tokenise(line: str, tokenizer: object | None, limit: int) -> tuple[int, ...]:
+    """At most ``limit`` token ids of a user's text, opened by the tokenizer's first special token where it has one."""
+    if not callable(tokenizer):
+        raise ModelError("model.user_text is on, but the backbone has no tokenizer")
+    if not line:
+        return ()
+    first = getattr(tokenizer, "cls_token_id", None) or getattr(tokenizer, "bos_token_id", None)
+    ids = tokenizer(line, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+    return tuple(([first] if first is not None else []) + list(ids))[:limit]
+
+
+def user_losses(model: Recommender, batch: Batch, targets: Tensor, data: SiloData, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the next item, one number per user ``(B,)``: summed over positions, divided by the window.
+
+    The denominator is the public ``window``, not the user's own length. Only items that the silo sells compete.
+    """
+    scores = model(batch)
+    if data.item_mask is not None:
+        closed = torch.from_numpy(~data.item_mask).to(scores.device)
+        scores = scores.masked_fill(closed, torch.finfo(scores.dtype).min)
+    losses = nn.functional.cross_entropy(
+        scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none", label_smoothing=smoothing
+    )
+    return losses.view(targets.shape).sum(1) / data.window
+
+
+def release_counts(data: SiloData, config: Config, plan: PrivacyPlan) -> NDArray[np.float32]:
+    """Interaction mass per item ``(n_items,)``, protected as ``plan.count_event()`` says; charge that first.
+
+    In a private mode each user spreads a vector of L2 norm 1 over the distinct items of the whole history, and Gaussian
+    noise is added; in mode ``none`` these are plain counts.
+    """
+    counts = np.zeros(data.n_items, dtype=np.float64)
+    for history in data.histories:
+        if plan.mode == "none":
+            np.add.at(counts, history, 1.0)
+            continue
+        items = np.unique(history)
+        if len(items):
+            counts[items] += COUNT_MAX_NORM / np.sqrt(len(items))
+    if plan.mode != "none":
+        noise = torch.zeros(data.n_items, dtype=torch.float64).normal_(0.0, plan.count_noise_std, generator=_noise_generator())
+        counts += noise.numpy()
+    return counts.astype(np.float32)
+
+
+def train_round(
+    model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, *, round_number: int, silo_seed: int
+) -> LocalResult:
+    """Train ``model`` in place from the state it is in, and give the difference.
+
+    Parameters
+    ----------
+    silo_seed:
+        Seeds shuffling and dropout. Noise and Poisson sampling never depend on it.
+    """
+    before = to_vector(model)
+    device = model.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(silo_seed)
+        rng = np.random.default_rng(silo_seed)
+        model.train()
+        try:
+            if plan.mode == "none":
+                steps, loss = _train_plain(model, data, config, rng)
+            else:
+                steps, loss = _train_private(model, data, config, plan, rng), None
+        finally:
+            model.eval()
+            for parameter in model.parameters():
+                parameter.grad = None
+    return LocalResult(update=to_vector(model) - before, steps=steps, loss=loss)
+
+
+def poisson_sample(n_users: int, probability: float) -> NDArray[np.int64]:
+    """Each of ``n_users`` independently with ``probability``, from the operating system's generator."""
+    draws = np.frombuffer(os.urandom(8 * n_users), dtype=np.uint64)
+    threshold = int(probability * 2**64)
+    return np.flatnonzero(draws < threshold if threshold < 2**64 else np.ones(n_users, dtype=np.bool_)).astype(np.int64)
+
+
+def _train_plain(model: Recommender, data: SiloData, config: Config, rng: np.random.Generator) -> tuple[int, float]:
+    training = config.training
+    optimizer = _optimizer(model, training)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    total = predictions = 0.0
+    steps = 0
+    for users in _plain_batches(data, training, rng):
+        batch, targets = data.batch(users, _random_ends(data, users, rng))
+        optimizer.zero_grad(set_to_none=True)
+        count = int((targets >= 0).sum())
+        for rows in torch.arange(len(users)).split(training.physical_batch_size):
+            part, part_targets = _rows(batch, targets, rows, model.device)
+            with autocast(config, model.device):
+                losses = user_losses(model, part, part_targets, data, training.label_smoothing)
+            loss = losses.sum() * data.window
+            (loss / max(count, 1)).backward()
+            total += float(loss.detach())
+        predictions += count
+        nn.utils.clip_grad_norm_(trainable, training.gradient_clip)
+        optimizer.step()
+        steps += 1
+    return steps, total / max(predictions, 1.0)
+
+
+def _train_private(model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, rng: np.random.Generator) -> int:
+    from opacus.grad_sample import GradSampleHooks
+    from opacus.optimizers import DPOptimizer
+
+    from client import grad_samplers  # noqa: F401  registers the recommender's layers with Opacus
+
+    training = config.training
+    hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
+    optimizer = DPOptimizer(
+        _optimizer(model, training),
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.max_grad_norm,
+        expected_batch_size=1,
+        loss_reduction="sum",
+        generator=_noise_generator(model.device),
+    )
+    try:
+        for _ in range(plan.steps_per_round):
+            users = poisson_sample(len(data.histories), plan.sampling_probability)
+            batch, targets = data.batch(users, _random_ends(data, users, rng))
+            parts = torch.arange(len(users)).split(training.physical_batch_size) if len(users) else (torch.arange(0),)
+            optimizer.zero_grad(set_to_none=True)
+            for number, rows in enumerate(parts):
+                per_user_gradients(model, *_rows(batch, targets, rows, model.device), data, config)
+                optimizer.clip_and_accumulate()
+                if number < len(parts) - 1:
+                    _drop_per_user_gradients(model)
+            optimizer.add_noise()
+            for parameter in optimizer.params:
+                parameter.grad /= plan.expected_batch_size
+            optimizer.original_optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    finally:
+        hooks.cleanup()
+    return plan.steps_per_round
+
+
+def per_user_gradients(model: Recommender, batch: Batch, targets: Tensor, data: SiloData, config: Config) -> None:
+    """Leave each user's gradient in ``parameter.grad_sample`` (B, *shape), float32, of a model under Opacus' hooks.
+
+    A gradient that is not finite becomes zero: it is still a function of its user alone, and clipping stays a bound.
+    """
+    if len(targets):
+        with autocast(config, model.device):
+            losses = user_losses(model, batch, targets, data, config.training.label_smoothing)
+        losses.sum().backward()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        gradient = getattr(parameter, "grad_sample", None)
+        if gradient is None:  # nobody was sampled, or this parameter was not reached
+            gradient = parameter.new_zeros((len(targets), *parameter.shape))
+        gradient = gradient.float()
+        finite = torch.isfinite(gradient.flatten(1)).all(1) if len(targets) else torch.ones(0, dtype=torch.bool)
+        parameter.grad_sample = gradient if bool(finite.all()) else torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+
+
+def _drop_per_user_gradients(model: Recommender) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+            parameter.grad = None
+
+
+def _optimizer(model: Recommender, training: TrainingConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=training.learning_rate)
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=training.learning_rate)
+    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+
+
+def _plain_batches(data: SiloData, training: TrainingConfig, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Shuffled batches: ``local_epochs`` passes, or ``local_steps`` batches when that is 0."""
+    n, size = len(data.histories), training.batch_size
+    steps, limit = 0, training.local_steps if training.local_epochs == 0 else None
+    epoch = 0
+    while n and (epoch < training.local_epochs if limit is None else steps < limit):
+        order = rng.permutation(n)
+        for start in range(0, n, size):
+            if limit is not None and steps == limit:
+                return
+            yield order[start : start + size]
+            steps += 1
+        epoch += 1
+
+
+def _random_ends(data: SiloData, users: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Where each user's window ends: for half of the users anywhere, else at the latest item."""
+    lengths = np.array([len(data.histories[int(u)]) for u in users], dtype=np.int64)
+    anywhere = rng.integers(np.minimum(2, lengths), lengths + 1) if len(users) else lengths
+    return np.where(rng.random(len(users)) < 0.5, anywhere, lengths)
+
+
+def _rows(batch: Batch, targets: Tensor, rows: Tensor, device: torch.device) -> tuple[Batch, Tensor]:
+    return Batch(batch.items[rows], batch.text[rows]).to(device), targets[rows].to(device)
+
+
+def _noise_generator(device: torch.device | None = None) -> torch.Generator:
+    generator = torch.Generator(device=device or "cpu")
+    generator.manual_seed(int.from_bytes(os.urandom(8), "little") & (2**63 - 1))
+    return generator

@@ -1,0 +1,190 @@
+"""What a round exchanges, said without Flower: actions, requests, and the one list of what may leave a silo.
+
+Both sides read this file: the coordinator to build requests and to check replies, a silo to check requests and to build
+replies. :data:`RELEASED` is that list. A silo's reply to an action consists of exactly the fields that are named there, or of
+an :class:`~common.errors.ErrorCode`; the silo checks it before it sends (``client.release``), the coordinator when it receives
+(``server.wire``), both with :func:`check_reply`.
+
+Everything in a request is public: a silo may be asked anything by anybody, so it checks every request and its own budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import Config, load, to_dict
+from common.errors import ConfigError, ErrorCode, FederationError, SilorecError
+
+PROTOCOL_VERSION = 1
+
+#: Who are you: the silo's place in the roster, which is public.
+ENROL = "query.enrol"
+#: Protected count of interactions per item, from which item biases start.
+COUNT = "query.count"
+#: Protected change of the adapter after local training.
+TRAIN = "train"
+
+Kind = Literal["integer", "vector"]
+
+#: What leaves a silo, by action; nothing else may. ``vector`` is a finite float32 array of shape ``(length,)``.
+RELEASED: Mapping[str, Mapping[str, Kind]] = MappingProxyType(
+    {
+        ENROL: MappingProxyType({"silo": "integer", "protocol": "integer"}),
+        COUNT: MappingProxyType({"count": "vector"}),
+        TRAIN: MappingProxyType({"update": "vector"}),
+    }
+)
+
+#: Refusals that asking again cannot mend.
+FINAL = frozenset(
+    {ErrorCode.BAD_REQUEST, ErrorCode.MANIFEST_MISMATCH, ErrorCode.BUDGET_EXHAUSTED, ErrorCode.POLICY_REFUSED},
+)
+
+#: Keys of Flower's ``run_config`` that are no settings of the run but of the process that runs it.
+APP_PREFIX = "app."
+APP_KEYS = frozenset({"app.out"})
+
+Fields = Mapping[str, Any]
+
+
+class Refusal(SilorecError):
+    """A silo does not do what it was asked; only :attr:`code` travels."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What every request says: which configuration, and which version of this protocol."""
+
+    config_hash: str
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest(Request):
+    """Train from ``vector`` in round ``round`` (from 1).
+
+    ``vector`` is the adapter as float32 ``(n_parameters,)``, laid out as the manifest with hash ``manifest_hash`` says.
+    """
+
+    round: int
+    manifest_hash: str
+    vector: NDArray[np.float32] = field(repr=False)
+
+
+def check_request(request: Request, config: Config) -> None:
+    """A silo's first question about any request.
+
+    Raises
+    ------
+    Refusal
+        ``BAD_REQUEST`` if the version or the configuration differ from the silo's own.
+    """
+    if request.protocol != PROTOCOL_VERSION:
+        raise Refusal(
+            ErrorCode.BAD_REQUEST,
+            f"the coordinator speaks protocol {request.protocol}, this silo {PROTOCOL_VERSION}: install the same silorec",
+        )
+    if request.config_hash != config_hash(config):
+        raise Refusal(ErrorCode.BAD_REQUEST, "the request belongs to another configuration than this silo was given")
+
+
+def check_train_request(request: TrainRequest, config: Config, manifest_hash: str, n_parameters: int) -> None:
+    """As :func:`check_request`, and that round and vector are possible.
+
+    Raises
+    ------
+    Refusal
+        ``MANIFEST_MISMATCH`` if the vector is laid out for another model, ``BAD_REQUEST`` for anything else.
+    """
+    check_request(request, config)
+    if not 1 <= request.round <= config.federation.rounds:
+        raise Refusal(ErrorCode.BAD_REQUEST, f"round {request.round} is outside 1..{config.federation.rounds}")
+    if request.manifest_hash != manifest_hash:
+        raise Refusal(ErrorCode.MANIFEST_MISMATCH, "the coordinator's adapter has another manifest than this silo's model")
+    problem = _vector_problem(request.vector, n_parameters)
+    if problem:
+        raise Refusal(ErrorCode.BAD_REQUEST, f"the adapter {problem}")
+
+
+def check_reply(action: str, fields: Mapping[str, Any], length: int | None = None) -> None:
+    """Fields are exactly those of :data:`RELEASED`, of the kind that it says.
+
+    Parameters
+    ----------
+    action:
+        Of the request that is answered.
+    fields:
+        Name to int or array.
+    length:
+        Expected length of vectors, where known.
+
+    Raises
+    ------
+    FederationError
+        Naming the field, never a value.
+    """
+    allowed = RELEASED.get(action)
+    if allowed is None:
+        raise FederationError(f"no reply to {action!r} is defined (defined: {', '.join(RELEASED)})")
+    if set(fields) != set(allowed):
+        raise FederationError(f"a reply to {action!r} has the fields {sorted(fields)}, allowed are exactly {sorted(allowed)}")
+    for name, kind in allowed.items():
+        value = fields[name]
+        if kind == "integer":
+            problem = "" if type(value) is int and value >= 0 else "is not an integer from 0"
+        else:
+            problem = _vector_problem(value, length)
+        if problem:
+            raise FederationError(f"a reply to {action!r}: {name} {problem}")
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (hex) of the resolved configuration: equal on both sides or nothing is done."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def silo_seed(run_seed: int, silo: int, round_number: int) -> int:
+    """Seed (63 bits) of a silo's reproducible choices in a round; the same in whichever process the silo is played.
+
+    Privacy never rests on it: noise and the sampling of users in private modes draw from the operating system.
+    """
+    digest = hashlib.sha256(f"silorec/{run_seed}/{silo}/{round_number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def read_run_config(run_config: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Split Flower's flat ``run_config`` into the configuration and the ``app.`` keys, named without their prefix.
+
+    Raises
+    ------
+    ConfigError
+        Naming the unknown key or the bad value.
+    """
+    app = {key: value for key, value in run_config.items() if key.startswith(APP_PREFIX)}
+    unknown = sorted(app.keys() - APP_KEYS)
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r} (allowed in {APP_PREFIX[:-1]}: {', '.join(sorted(APP_KEYS))})")
+    config = load({key: value for key, value in run_config.items() if key not in app})
+    return config, {key.removeprefix(APP_PREFIX): value for key, value in app.items()}
+
+
+def _vector_problem(value: Any, length: int | None) -> str:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1:
+        return "is not a float32 vector"
+    if length is not None and len(value) != length:
+        return f"has {len(value)} numbers, expected {length}"
+    if not np.isfinite(value).all():
+        return "holds numbers that are not finite"
+    return ""

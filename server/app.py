@@ -1,0 +1,58 @@
+"""The coordinator's Flower app: ``server.app:app``.
+
+It reads the run's configuration, builds the adapter to start from, runs the federation, and writes the last adapter into the
+run's ``app.out`` folder. It holds no data but the public catalogue.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
+
+from common.config import Config
+from common.privacy.plan import plan_for
+from common.protocol import config_hash, read_run_config
+from server.checkpoint import Checkpoint, save_final
+from server.exchange import Roster
+from server.federation import Start, run_federation
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation as ``context.run_config`` says."""
+    config, app_settings = read_run_config(context.run_config)
+    roster = Roster.of(config.federation)
+    folder = Path(str(app_settings["out"])) if app_settings.get("out") else None
+    start = start_of(config)
+    result = run_federation(grid, config, start, roster, folder=folder)
+    if folder is not None:
+        save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round))
+
+
+def start_of(config: Config) -> Start:
+    """The adapter before training, and how item biases get into it; the same in every process."""
+    from common.model.recommender import biases_from_counts
+    from common.model.resident import resident
+
+    home = resident(config)
+    vectors = home.model.item_vectors.cpu().numpy()
+
+    def biased(vector: NDArray[np.float32], counts: NDArray[np.float64], noise_std: float) -> NDArray[np.float32]:
+        out = vector.copy()
+        out[home.manifest.slice("bias.weight")] = biases_from_counts(counts, noise_std, config.model, vectors)
+        return out
+
+    smallest = min(config.federation.declared_users)
+    return Start(
+        vector=home.start,
+        manifest_hash=home.manifest.hash,
+        biased=biased if config.model.bias_weight else None,
+        count_noise_std=plan_for(config, smallest, smallest).count_noise_std,
+        n_items=len(vectors),
+    )

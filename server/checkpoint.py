@@ -1,0 +1,113 @@
+"""The coordinator's memory: after each round, everything that the next one needs, in one file.
+
+A checkpoint is one safetensors file: the adapter and the optimiser's vectors, and as JSON in its header the round, the history
+and the hash of the configuration. It is written beside the old one, flushed to the disk, and renamed: after a kill there is
+either the old state or the new one. It holds nothing that did not leave a silo protected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.durable import write_durably
+from common.errors import FederationError
+
+FORMAT = 1
+FILE = "checkpoint.safetensors"
+FINAL = "final.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a federation between two rounds.
+
+    ``round`` is the last one that is finished: -1 before the count, 0 after it. ``vector`` is the adapter, float32;
+    ``optimiser`` the server optimiser's vectors, float64; ``history`` one JSON table per round.
+    """
+
+    config_hash: str
+    manifest_hash: str
+    vector: NDArray[np.float32]
+    round: int = -1
+    optimiser: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    history: tuple[Mapping[str, Any], ...] = ()
+
+
+def save(folder: Path, state: Checkpoint) -> Path:
+    """Write ``folder/checkpoint.safetensors``, atomically and durably; returns its path."""
+    from safetensors.numpy import save as to_bytes
+
+    tensors = {"vector": state.vector} | {f"optimiser.{name}": value for name, value in state.optimiser.items()}
+    facts = {
+        "format": FORMAT,
+        "round": state.round,
+        "config_hash": state.config_hash,
+        "manifest_hash": state.manifest_hash,
+        "history": [dict(entry) for entry in state.history],
+    }
+    content = to_bytes({name: np.ascontiguousarray(value) for name, value in tensors.items()}, {"silorec": json.dumps(facts)})
+    return write_durably(folder / FILE, content)
+
+
+def load(folder: Path, *, config_hash: str, manifest_hash: str) -> Checkpoint | None:
+    """The checkpoint of ``folder``, or None where there is none.
+
+    Raises
+    ------
+    FederationError
+        If it is damaged, was written by another version, or belongs to another configuration or model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads((file.metadata() or {}).get("silorec", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FederationError(f"{path}: damaged checkpoint ({type(error).__name__}): remove it to start again") from None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT or "vector" not in tensors:
+        raise FederationError(f"{path}: not a checkpoint of format {FORMAT}: remove it, or resume with the silorec that wrote it")
+    for what, ours in (("config_hash", config_hash), ("manifest_hash", manifest_hash)):
+        if facts[what] != ours:
+            thing = "configuration" if what == "config_hash" else "model"
+            raise FederationError(f"{path}: was written with another {thing}: restore that, or choose another folder")
+    return Checkpoint(
+        config_hash=config_hash,
+        manifest_hash=manifest_hash,
+        vector=tensors.pop("vector"),
+        round=int(facts["round"]),
+        optimiser={name.removeprefix("optimiser."): value for name, value in tensors.items()},
+        history=tuple(facts["history"]),
+    )
+
+
+def save_final(folder: Path, state: Checkpoint) -> Path:
+    """Write ``folder/final.safetensors``: the adapter of the last round, the sign that the federation has finished."""
+    from safetensors.numpy import save as to_bytes
+
+    facts = {"manifest_hash": state.manifest_hash, "config_hash": state.config_hash, "round": str(state.round)}
+    return write_durably(folder / FINAL, to_bytes({"vector": state.vector}, facts))
+
+
+def read_final(folder: Path) -> NDArray[np.float32]:
+    """The adapter that :func:`save_final` wrote; :class:`FederationError` if it is not there or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / FINAL
+    try:
+        return load_file(path)["vector"]
+    except FileNotFoundError:
+        raise FederationError(f"{path}: the federation has not finished") from None
+    except (SafetensorError, KeyError) as error:
+        raise FederationError(f"{path}: damaged ({type(error).__name__})") from None

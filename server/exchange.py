@@ -1,0 +1,194 @@
+"""Asking the silos: who is there, and what they answer within the deadline.
+
+A :class:`Roster` is public: the silos, their declared users and so their weights. :class:`Exchange` finds out which of Flower's
+nodes is which silo and puts one question to all of them. How often it asks: a silo that did not answer, or whose answer was a
+refusal that may pass, is asked again while the quorum is missing, :data:`ATTEMPTS` times in all; a final refusal
+(:data:`common.protocol.FINAL`) is taken as said. Asking again is safe for a silo's budget: the silo gives the answer that it
+has released already.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common.config import Config, FederationConfig
+from common.errors import ConfigError, ErrorCode, FederationError
+from common.protocol import ENROL, FINAL, PROTOCOL_VERSION, Fields, Request
+from server.wire import read_reply, request_content
+
+log = logging.getLogger("silorec.server")
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The silos of a federation, ``0..n-1``, by the number of users that each declares."""
+
+    declared_users: tuple[int, ...]
+    weighting: str = "declared"
+
+    @classmethod
+    def of(cls, config: FederationConfig) -> Roster:
+        """Raises :class:`ConfigError` if nobody declared anything."""
+        if not config.declared_users:
+            raise ConfigError(
+                "set federation.declared_users to the number of users that each silo declares, in the order of the silos, "
+                "for example federation.declared_users = [245, 138, 286, 274]"
+            )
+        return cls(config.declared_users, config.weighting)
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """Silo to weight; only their ratios matter."""
+        return {silo: float(n) if self.weighting == "declared" else 1.0 for silo, n in enumerate(self.declared_users)}
+
+    def __len__(self) -> int:
+        return len(self.declared_users)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """By silo: the fields of its reply, or the code of its refusal; a silo in neither did not answer."""
+
+    fields: Mapping[int, Fields] = field(default_factory=dict)
+    refusals: Mapping[int, ErrorCode] = field(default_factory=dict)
+
+    def describe(self, n_silos: int) -> str:
+        """Who did not answer and why, in words."""
+        why = {silo: self.refusals[silo].name if silo in self.refusals else "no answer" for silo in range(n_silos)}
+        return ", ".join(f"silo {silo}: {reason}" for silo, reason in why.items() if silo not in self.fields)
+
+
+class Exchange:
+    """One federation's way to its silos, over any :class:`Grid`.
+
+    Parameters
+    ----------
+    grid:
+        Carries messages.
+    roster, config:
+        Public facts; ``config.federation`` gives quorum and deadline.
+    pause:
+        Seconds between two looks for nodes while some silos are missing.
+    """
+
+    def __init__(self, grid: Grid, roster: Roster, config: Config, config_hash: str, *, pause: float = 0.5) -> None:
+        self.grid, self.roster, self.pause = grid, roster, pause
+        self.deadline = config.federation.deadline
+        self.quorum = math.ceil(config.federation.quorum * len(roster) - 1e-9)
+        self._hello = Request(config_hash=config_hash)
+        self._nodes: dict[int, int] = {}
+        self._strangers: set[int] = set()
+
+    def enrol(self) -> dict[int, int]:
+        """Silo to node for all silos that are there: waits for all, up to the deadline, then makes do with a quorum.
+
+        Later calls wait for nobody as long as there is a quorum: silos that left are forgotten, those that came (back) are found.
+
+        Raises
+        ------
+        FederationError
+            If two nodes claim to be the same silo, or there is no quorum at the deadline.
+        """
+        first, until = not self._nodes, time.monotonic() + self.deadline
+        while True:
+            self._look()
+            enough = len(self.roster) if first else self.quorum
+            if len(self._nodes) >= enough or time.monotonic() >= until:
+                break
+            time.sleep(self.pause)
+        if len(self._nodes) < self.quorum:
+            raise FederationError(
+                f"{len(self._nodes)} of {len(self.roster)} silos have enrolled after {self.deadline:g} s, the quorum is "
+                f"{self.quorum}: start the other silos, or lower federation.quorum"
+            )
+        return dict(sorted(self._nodes.items()))
+
+    def ask(self, action: str, request: Request, *, what: str, length: int | None = None) -> Answers:
+        """Put one question to all silos.
+
+        Parameters
+        ----------
+        action, request:
+            The question.
+        what:
+            Names the stage in errors and in the log.
+        length:
+            Of the vectors that are expected.
+
+        Raises
+        ------
+        FederationError
+            If fewer than the quorum answer.
+        """
+        nodes = self.enrol()
+        fields: dict[int, Fields] = {}
+        refusals: dict[int, ErrorCode] = {}
+        for attempt in range(1, ATTEMPTS + 1):
+            open_ = [silo for silo in nodes if silo not in fields and refusals.get(silo) not in FINAL]
+            if not open_ or (attempt > 1 and len(fields) >= self.quorum):
+                break
+            by_node = {nodes[silo]: silo for silo in open_}
+            for node, reply in self._send(action, request, by_node, length, group=what):
+                silo = by_node[node]
+                if isinstance(reply, ErrorCode):
+                    refusals[silo] = reply
+                else:
+                    fields[silo] = reply
+                    refusals.pop(silo, None)
+        answers = Answers(dict(sorted(fields.items())), dict(sorted(refusals.items())))
+        if len(fields) < len(self.roster):
+            log.warning("%s: %s", what, answers.describe(len(self.roster)))
+        if len(fields) < self.quorum:
+            raise FederationError(
+                f"{what}: {len(fields)} of {len(self.roster)} silos answered, the quorum is {self.quorum} "
+                f"({answers.describe(len(self.roster))})"
+            )
+        return answers
+
+    def _look(self) -> None:
+        present = set(self.grid.get_node_ids())
+        self._nodes = {silo: node for silo, node in self._nodes.items() if node in present}
+        unknown = present - set(self._nodes.values()) - self._strangers
+        for node, reply in self._send(ENROL, self._hello, unknown, None, group="enrolment"):
+            if isinstance(reply, ErrorCode):
+                if reply in FINAL:
+                    log.warning("a node refused to enrol: %s", reply.name)
+                    self._strangers.add(node)
+                continue
+            silo, protocol = int(reply["silo"]), int(reply["protocol"])
+            if protocol != PROTOCOL_VERSION or silo >= len(self.roster):
+                log.warning("a node that calls itself silo %d (protocol %d) is not in the roster", silo, protocol)
+                self._strangers.add(node)
+            elif silo in self._nodes:
+                raise FederationError(f"two nodes call themselves silo {silo}: give each silo its own place in the roster")
+            else:
+                self._nodes[silo] = node
+
+    def _send(
+        self, action: str, request: Request, nodes: Iterable[int], length: int | None, *, group: str
+    ) -> list[tuple[int, Fields | ErrorCode]]:
+        """``(node, reply)`` for each that answered in time; a malformed reply counts as a refusal."""
+        messages = [Message(request_content(request), node, action, ttl=self.deadline, group_id=group) for node in sorted(nodes)]
+        if not messages:
+            return []
+        asked = set(nodes)
+        out: dict[int, Fields | ErrorCode] = {}
+        for message in self.grid.send_and_receive(messages, timeout=self.deadline):
+            node = message.metadata.src_node_id
+            if node not in asked or node in out:
+                continue
+            try:
+                out[node] = read_reply(message, length)
+            except FederationError as error:
+                log.warning("%s: a reply is refused: %s", group, error)
+                out[node] = ErrorCode.INTERNAL
+        return list(out.items())

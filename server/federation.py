@@ -1,0 +1,151 @@
+"""The federation, as the coordinator sees it: a count, then rounds of train, average, step, checkpoint.
+
+It runs over any Flower ``Grid`` and knows the model only as one flat vector. What the silos send is protected before it
+arrives here, so nothing in this file touches private data.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from common.config import Config
+from common.protocol import COUNT, TRAIN, Request, TrainRequest, config_hash
+from server.aggregation import OPTIMISERS, weighted_mean
+from server.checkpoint import Checkpoint, load, save
+from server.exchange import Answers, Exchange, Roster
+
+log = logging.getLogger("silorec.server")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a federation begins with.
+
+    Parameters
+    ----------
+    vector:
+        The adapter before any training, float32 ``(n_parameters,)``.
+    manifest_hash:
+        How it is laid out.
+    biased:
+        ``biased(vector, counts, noise_std)`` puts item biases into a vector: ``counts`` is the silos' summed protected count,
+        float64 ``(n_items,)``, ``noise_std`` the standard deviation of the noise in it. None for a model without biases, which
+        needs no count.
+    count_noise_std:
+        Standard deviation of the noise in each silo's count, the same for all: it follows from the budget.
+    n_items:
+        Length of a count.
+    """
+
+    vector: NDArray[np.float32]
+    manifest_hash: str
+    biased: Callable[[NDArray[np.float32], NDArray[np.float64], float], NDArray[np.float32]] | None = None
+    count_noise_std: float = 0.0
+    n_items: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RoundReport:
+    """One finished round (0 is the count): the new adapter, who answered, and how long it took."""
+
+    round: int
+    vector: NDArray[np.float32]
+    facts: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class FederationResult:
+    """The last adapter, the last finished round, one table per round, and whether it was stopped before its time."""
+
+    vector: NDArray[np.float32]
+    round: int
+    history: tuple[Mapping[str, Any], ...]
+    stopped: bool = False
+
+
+def run_federation(
+    grid: Grid,
+    config: Config,
+    start: Start,
+    roster: Roster,
+    *,
+    folder: Path | None = None,
+    on_round: Callable[[RoundReport], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> FederationResult:
+    """Run the rounds that are still to do.
+
+    Parameters
+    ----------
+    grid:
+        Carries messages to the silos.
+    config, start, roster:
+        Settings, the first adapter, and the silos with their declared users.
+    folder:
+        Of the checkpoint; if there is one, the federation goes on from it. None keeps nothing.
+    on_round:
+        Called after each round that is on the disk.
+    stop:
+        Asked before each round; True ends the run, which can be resumed.
+
+    Raises
+    ------
+    FederationError
+        If a round misses its quorum; the checkpoint of the round before it stays.
+    """
+    this = config_hash(config)
+    silos = Exchange(grid, roster, config, this)
+    optimise = OPTIMISERS[config.federation.server_optimizer]
+    state = Checkpoint(this, start.manifest_hash, start.vector)
+    if folder is not None:
+        state = load(folder, config_hash=this, manifest_hash=start.manifest_hash) or state
+
+    while state.round < config.federation.rounds:
+        if stop is not None and stop():
+            return FederationResult(state.vector, state.round, state.history, stopped=True)
+        began, number = time.monotonic(), state.round + 1
+        if number == 0:
+            state = _count(silos, state, start)
+        else:
+            request = TrainRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
+            answers = silos.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
+            mean = weighted_mean({silo: reply["update"] for silo, reply in answers.fields.items()}, roster.weights)
+            stepped = optimise(state.vector, mean, state.optimiser, config.federation)
+            facts = _facts(number, answers) | {"update_norm": float(np.linalg.norm(mean))}
+            state = replace(state, round=number, vector=stepped.vector, optimiser=stepped.state, history=(*state.history, facts))
+        if folder is not None:
+            save(folder, state)
+        if on_round is not None:
+            on_round(RoundReport(number, state.vector, state.history[-1], time.monotonic() - began))
+    return FederationResult(state.vector, state.round, state.history)
+
+
+def _count(silos: Exchange, state: Checkpoint, start: Start) -> Checkpoint:
+    """Round 0: item biases from the silos' protected counts, where the model has biases."""
+    if start.biased is None:
+        return replace(state, round=0, history=(*state.history, _facts(0, Answers())))
+    answers = silos.ask(COUNT, Request(config_hash=state.config_hash), what="count", length=start.n_items)
+    counts = np.zeros_like(next(iter(answers.fields.values()))["count"], dtype=np.float64)
+    for reply in answers.fields.values():
+        counts += reply["count"]
+    noise_std = start.count_noise_std * len(answers.fields) ** 0.5
+    vector = start.biased(state.vector, counts, noise_std)
+    return replace(state, round=0, vector=vector, history=(*state.history, _facts(0, answers)))
+
+
+def _facts(number: int, answers: Answers) -> dict[str, Any]:
+    return {
+        "round": number,
+        "answered": list(answers.fields),
+        "refused": {str(silo): code.name for silo, code in answers.refusals.items()},
+    }

@@ -1,0 +1,152 @@
+"""``silorec simulate``, ``silorec recommend`` and ``silorec bench``."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+simulations_app = typer.Typer(add_completion=False)
+
+
+class GridChoice(Enum):
+    """Values of ``--grid``."""
+
+    in_process = "in-process"
+    flower = "flower"
+
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, for example privacy.epsilon=4; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@simulations_app.command("simulate")
+def simulate(
+    scenario: Annotated[str, typer.Argument(help="A scenario's name, or a .toml file; --list shows the names.")] = "ml-100k",
+    settings: Set = None,
+    silos: Annotated[int | None, typer.Option(help="Number of silos (partition.silos).", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed (run.seed).", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    grid: Annotated[GridChoice, typer.Option(help="What carries messages.")] = GridChoice.in_process,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this name.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show the scenarios and stop.")] = False,
+    show_settings: Annotated[bool, typer.Option("--settings", help="Show every setting with its default and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a federation of silos on this machine, measure it, and write a report.
+
+    Ctrl-C ends the training and keeps the last finished round.
+
+    Example: silorec simulate ml-100k --set privacy.epsilon=4 --silos 8
+    """
+    if show or show_settings:
+        _show(show_settings, as_json)
+        return
+    from common.config import load
+    from simulations.run import simulate as run
+    from simulations.watch import Silent, Terminal
+
+    overrides = list(settings or [])
+    for key, value in (("partition.silos", silos), ("run.seed", seed), ("name", name)):
+        if value is not None:
+            overrides.append(f"{key}={json.dumps(value)}")
+    if as_json:
+        folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=Silent())
+        typer.echo((folder / "result.json").read_text(encoding="utf-8"))
+        return
+    with Terminal() as watch:
+        folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=watch)
+    _print_result(folder, load(folder / "config.toml").evaluation.k)
+
+
+@simulations_app.command("recommend")
+def recommend(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    history: Annotated[list[str], typer.Option("--history", help="An item's title or id, oldest first; may be repeated.")],
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend items to somebody the model has never seen.
+
+    Example: silorec recommend runs/ml-100k --history "Toy Story" --history "Aladdin" -k 5
+    """
+    from simulations.recommend import recommend as answer_for
+
+    answer = answer_for(run, history, k)
+    if as_json:
+        rows = [{"item": r.item, "title": r.title, "score": r.score} for r in answer.recommendations]
+        typer.echo(json.dumps({"history": answer.history, "recommendations": rows}))
+        return
+    typer.echo("after " + ", ".join(answer.history) + ":")
+    for place, item in enumerate(answer.recommendations, start=1):
+        typer.echo(f"{place:3d}. {item.title}")
+
+
+@simulations_app.command("bench")
+def bench(
+    name: Annotated[str, typer.Argument(help="Which one; --list shows them.")] = "",
+    out: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("runs/bench"),
+    show: Annotated[bool, typer.Option("--list", help="Show the benchmarks and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure something and compare it with its goals; exits 1 when a goal is missed.
+
+    Example: silorec bench quality
+    """
+    from simulations.bench import benches, run_bench
+
+    if show:
+        for title, about in benches().items():
+            typer.echo(f"{title}: {about}")
+        return
+    report = run_bench(name, out)
+    typer.echo(json.dumps(report.as_dict()) if as_json else report.table())
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+def _show(show_settings: bool, as_json: bool) -> None:
+    from common.config import describe
+    from simulations.scenario import scenarios
+
+    if show_settings:
+        rows = [dict(zip(("key", "type", "default", "description"), row, strict=True)) for row in describe()]
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        for row in rows:
+            about = f"  # {row['description']}" if row["description"] else ""
+            typer.echo(f"{row['key']} = {row['default']}  ({row['type']}){about}")
+        return
+    if as_json:
+        typer.echo(json.dumps(scenarios()))
+        return
+    for name, about in scenarios().items():
+        typer.echo(f"{name}: {about}")
+
+
+def _print_result(folder: Path, k: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    table = Table(title=f"{result['name']}: test, {result['dataset']['users']} users, {result['dataset']['items']} items")
+    for column in ("recommender", f"NDCG@{k}", f"HR@{k}", "MRR", "AUC"):
+        table.add_column(column, justify="left" if column == "recommender" else "right")
+    rows = [(f"silorec, {len(result['silos'])} silos", result), ("silorec before training", result["before_training"])]
+    rows += [(entry["title"], entry) for entry in result["references"]]
+    for title, row in rows:
+        table.add_row(title, *(f"{row[key]:.4f}" for key in (f"ndcg@{k}", f"hr@{k}", "mrr", "auc")))
+    console = Console()
+    console.print(table)
+    console.print(result["statement"], highlight=False)
+    if result["status"] != "finished":
+        console.print(f"interrupted after round {result['rounds']} of {result['rounds_planned']}; --resume goes on", highlight=False)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,129 @@
+"""The reference recommenders of a run, in the same table under the same protocol.
+
+Besides the classical ones (``simulations.baselines``) there are two of our own model: ``local-only``, each silo training alone
+for its own users, and ``centralised``, all users in one place. Both keep the run's mode and its budget.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import Config, load, to_dict, to_run_config
+from common.data.population import enrolled, load_population
+from common.metrics import Evaluation
+from common.model.resident import resident
+from simulations.baselines import create
+from simulations.evaluate import Evaluator
+from simulations.result import figures
+from simulations.watch import Watch
+
+TITLES = {
+    "popularity": "Popularity",
+    "item-knn": "Item kNN",
+    "ease": "EASE",
+    "als": "ALS",
+    "bpr": "BPR",
+    "tf-idf": "TF-IDF content",
+    "sasrec": "SASRec, full softmax",
+    "local-only": "silorec, each silo alone",
+    "centralised": "silorec, all data in one place",
+}
+
+
+def compare(config: Config, evaluator: Evaluator, watch: Watch) -> list[dict[str, Any]]:
+    """One entry per configured reference: name, title, test metrics with intervals, seconds."""
+    names = config.evaluation.references
+    watch.stage("reference recommenders", len(names))
+    out = []
+    for done, name in enumerate(names):
+        watch.step(done, TITLES.get(name, name))
+        began = time.monotonic()
+        make = _OWN.get(name)
+        evaluation = _classical(name, config, evaluator) if make is None else make(config, evaluator)
+        entry = {"name": name, "title": TITLES.get(name, name), **figures(config, evaluation)}
+        entry["seconds"] = time.monotonic() - began
+        out.append(entry)
+    watch.step(len(names))
+    return out
+
+
+def _classical(name: str, config: Config, evaluator: Evaluator) -> Evaluation:
+    reference = create(name)
+    population = evaluator.population
+    vectors = evaluator.model.item_vectors.cpu().numpy()
+    reference.fit(population.split.train.histories(), population.dataset.catalogue, vectors, seed=config.run.seed)
+    histories = evaluator.histories("test")
+    blocks = [reference.score(histories[i : i + 1024]) for i in range(0, len(histories), 1024)]
+    return evaluator.rank(np.concatenate(blocks), "test")
+
+
+def _local_only(config: Config, evaluator: Evaluator) -> Evaluation:
+    """Each silo's own run, judged on its own users only."""
+    n_silos = len(config.federation.declared_users)
+    alone = load(to_dict(config), {"federation.quorum": 1.0 / n_silos, "federation.deadline": 1e-3})
+    histories = evaluator.histories("test")
+    scores: NDArray[np.float32] | None = None
+    for silo in range(n_silos):
+        own = np.flatnonzero(evaluator.silo == silo)
+        if not len(own):
+            continue
+        vector = _train(alone, [silo], evaluator)
+        block = evaluator.scores_of([histories[i] for i in own], vector, own)
+        if scores is None:
+            scores = np.zeros((len(histories), block.shape[1]), dtype=np.float32)
+        scores[own] = block
+    assert scores is not None
+    return evaluator.rank(scores, "test")
+
+
+def _centralised(config: Config, evaluator: Evaluator) -> Evaluation:
+    """One silo that holds everybody."""
+    merged = load(to_dict(config), {"partition.by": "size", "partition.silos": 1, "federation.declared_users": []})
+    merged = enrolled(merged)
+    vector = _train(merged, [0], evaluator)
+    return evaluator.rank(evaluator.scores(vector, evaluator.histories("test")), "test")
+
+
+_OWN: dict[str, Callable[[Config, Evaluator], Evaluation]] = {"local-only": _local_only, "centralised": _centralised}
+
+
+def _train(config: Config, silos: list[int], evaluator: Evaluator) -> NDArray[np.float32]:
+    """The adapter after a federation in which only ``silos`` take part; the round is selected as in the run itself."""
+    from client.app import app as client_app
+    from server.app import start_of
+    from server.exchange import Roster
+    from server.federation import RoundReport, run_federation
+    from simulations.grid import InProcessGrid
+
+    load_population(config)
+    resident(config)
+    k = config.evaluation.k
+    best: tuple[float, NDArray[np.float32]] | None = None
+
+    def on_round(report: RoundReport) -> None:
+        nonlocal best
+        if config.evaluation.select != "validation":
+            return
+        validation = evaluator.judge(report.vector, "validation").evaluation
+        ndcg = validation.ndcg(k)
+        own = np.isin(evaluator.silo, silos) if len(config.federation.declared_users) > 1 else np.ones(len(ndcg), dtype=np.bool_)
+        quality = float(ndcg[own].mean())
+        if best is None or quality > best[0]:
+            best = quality, report.vector
+
+    with tempfile.TemporaryDirectory(prefix="silorec-") as folder:
+        settings = to_run_config(config) | {"app.out": folder}
+        grid = InProcessGrid(
+            client_app, len(silos), settings, node_configs={place: {"partition-id": silo} for place, silo in enumerate(silos)}
+        )
+        result = run_federation(
+            grid, config, start_of(config), Roster.of(config.federation), folder=Path(folder), on_round=on_round
+        )
+    return result.vector if best is None else best[1]

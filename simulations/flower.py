@@ -1,0 +1,236 @@
+"""The same federation through Flower's own simulation: a SuperLink, Ray, and ``flwr run``.
+
+Slower than :class:`simulations.grid.InProcessGrid` by the start of five processes, and worth it: these are the runtime's own
+messages, serialisation and process borders. What is submitted is a thin app folder: a ``pyproject.toml`` with the configuration
+that names ``server.app:app`` and ``client.app:app`` of the installed silorec and has no dependencies, so that Flower has
+nothing to install. Everything that is started here has a ``FLWR_HOME`` of its own and is ended here, by process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from common.config import Config, to_run_config
+from common.errors import FederationError
+from server.checkpoint import read_final
+
+log = logging.getLogger("silorec.simulations")
+
+COMPONENTS: Mapping[str, str] = {"serverapp": "server.app:app", "clientapp": "client.app:app"}
+POLL = 0.2
+LOOK = 15.0
+STARTUP = 60.0
+
+
+def run_with_flower(
+    config: Config,
+    out_dir: Path,
+    n_silos: int,
+    *,
+    processes: int | None = None,
+    gpus_per_silo: float = 0.0,
+    components: Mapping[str, str] = COMPONENTS,
+) -> NDArray[np.float32]:
+    """Run a whole federation with ``flwr run`` and return the final adapter, which the server app wrote into ``out_dir``.
+
+    Parameters
+    ----------
+    config:
+        As for any run; ``federation.declared_users`` must be set.
+    out_dir:
+        Made if missing; gets the checkpoint, the final adapter and each silo's journal. A finished one is an error.
+    n_silos:
+        Simulated SuperNodes.
+    processes:
+        Ray actors that play the silos, each with a model of its own; None is one per core, at most ``n_silos``.
+    gpus_per_silo:
+        Share of a GPU that each process gets; 0 hides GPUs from them.
+    components:
+        The two apps.
+
+    Raises
+    ------
+    FederationError
+        If Flower does not start or the run fails, with the end of the log.
+    """
+    out_dir = out_dir.resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    processes = processes or max(1, min(n_silos, os.cpu_count() or 1))
+    federation = {
+        "num-supernodes": n_silos,
+        "client-resources-num-cpus": 1,
+        "client-resources-num-gpus": float(gpus_per_silo),
+        "init-args-num-cpus": processes,
+        "init-args-num-gpus": 1 if gpus_per_silo else 0,
+        "init-args-log-to-driver": True,
+    }
+    with tempfile.TemporaryDirectory(prefix="silorec-") as temporary, _local_superlink(Path(temporary)) as flower:
+        app = _thin_app(Path(temporary) / "app", config, out_dir, components)
+        settings = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
+        started = flower.flwr("run", str(app), "own", "--federation-config", settings)
+        run_id = str(started.get("run-id"))
+        status = flower.wait(run_id)
+        if status != "finished:completed":
+            raise FederationError(f"flwr run ended as {status}; the end of its log:\n{flower.run_log_tail(run_id)}")
+    return read_final(out_dir)
+
+
+class _Flower:
+    """A running SuperLink: its files, its process, and the ``flwr`` command that speaks to it."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], environment: dict[str, str]) -> None:
+        self.folder, self.process, self.environment = folder, process, environment
+
+    def flwr(self, *arguments: str) -> dict[str, object]:
+        """Run ``flwr`` and read the JSON it prints."""
+        done = self._flwr(*arguments, "--format", "json")
+        try:
+            said = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            said = {}
+        if done.returncode or not said or said.get("success") is False:
+            raise FederationError(f"flwr {arguments[0]} failed: {(done.stderr or done.stdout).strip()}\n{self.log_tail()}")
+        return dict(said)
+
+    def wait(self, run_id: str) -> str:
+        """Ask ``flwr ls`` until the run has finished; its status.
+
+        ``flwr ls`` costs a second of CPU, so it is asked when the SuperLink's log says that the task is over, and every
+        :data:`LOOK` seconds in case it never does.
+        """
+        asked = time.monotonic()
+        while True:
+            if "Finished task" in self._output() or time.monotonic() - asked > LOOK:
+                runs = self.flwr("ls", "own", "--run-id", run_id)["runs"]
+                status = str(runs[0]["status"])  # type: ignore[index]
+                if status.startswith("finished"):
+                    return status
+                asked = time.monotonic()
+            if self.process.poll() is not None:
+                raise FederationError(f"the SuperLink ended with code {self.process.returncode}:\n{self.log_tail()}")
+            time.sleep(POLL)
+
+    def run_log_tail(self, run_id: str, lines: int = 40) -> str:
+        """The last lines that the run's own processes wrote."""
+        said = self._flwr("log", run_id, "own", "--show").stdout.strip()
+        return "\n".join(said.splitlines()[-lines:]) or self.log_tail(lines)
+
+    def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [_script("flwr"), *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=self.folder, check=False)
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The last lines that the SuperLink and its children wrote."""
+        return "\n".join(self._output().splitlines()[-lines:])
+
+    def _output(self) -> str:
+        return (self.folder / "superlink.out").read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def _local_superlink(folder: Path) -> Iterator[_Flower]:
+    """A SuperLink in simulation mode on a free port, ended with all its descendants on the way out, whatever happened."""
+    port = _free_port()
+    home = folder / "home"
+    home.mkdir()
+    address = f"127.0.0.1:{port}"
+    connection = {"superlink": {"default": "own", "own": {"address": address, "insecure": True}}}
+    (home / "config.toml").write_text(tomli_w.dumps(connection))
+    here = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Flower finds its own commands by name, and the apps must be found whether silorec is installed or run from its folder.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+    }
+    command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+    with (folder / "superlink.out").open("wb") as out:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    flower = _Flower(folder, process, environment)
+    try:
+        _wait_until_healthy(flower, f"http://{address}/health")
+        yield flower
+    finally:
+        _end(process)
+
+
+def _wait_until_healthy(flower: _Flower, url: str) -> None:
+    until = time.monotonic() + STARTUP
+    while time.monotonic() < until:
+        if flower.process.poll() is not None:
+            raise FederationError(f"the SuperLink ended with code {flower.process.returncode}:\n{flower.log_tail()}")
+        try:
+            with urllib.request.urlopen(url, timeout=1) as response:
+                if response.status == 200:
+                    return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise FederationError(f"the SuperLink did not start within {STARTUP:g} s:\n{flower.log_tail()}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the SuperLink and every process that descends from it (Flower's executors, Ray's daemons and actors)."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for member in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+def _thin_app(folder: Path, config: Config, out_dir: Path, components: Mapping[str, str]) -> Path:
+    """An app folder for ``flwr run`` that holds nothing but the configuration and the apps' names."""
+    folder.mkdir()
+    settings = {**to_run_config(config), "app.out": str(out_dir)}
+    project = {
+        "project": {"name": "silorec-run", "version": "0.1.0", "license": {"text": "Apache-2.0"}, "dependencies": []},
+        "tool": {"flwr": {"app": {"publisher": "silorec", "components": dict(components), "config": settings}}},
+    }
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(project))
+    return folder
+
+
+def _script(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FederationError(f"{name} is not installed: pip install 'silorec[simulate]'")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

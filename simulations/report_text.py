@@ -1,0 +1,211 @@
+"""What a run's figures mean, in sentences for a person who never saw the project.
+
+Sentences are made from the figures and nothing else, say when a difference is within the margin of error, and round a privacy
+guarantee up, never down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of the tables: its key in the JSON, its title, decimals, and what it means."""
+
+    key: str
+    title: str
+    digits: int
+    meaning: str
+
+
+def metrics(k: int) -> tuple[Metric, ...]:
+    """All metrics, the most important first."""
+    return (
+        Metric(
+            f"ndcg@{k}",
+            f"NDCG@{k}",
+            4,
+            f"How high the held-out item stands among the first {k} recommendations: 1 at the top, 0.63 in second place, "
+            f"0.5 in third, 0 if it is not among them. The main figure of this page.",
+        ),
+        Metric(f"hr@{k}", f"HR@{k}", 4, f"Hit rate: share of users whose held-out item is among the first {k} recommendations."),
+        Metric("mrr", "MRR", 4, "Mean of 1 / rank of the held-out item, without a cut-off."),
+        Metric("auc", "AUC", 4, "Share of all other items that rank below the held-out item; 0.5 is chance."),
+        Metric(f"coverage@{k}", f"Coverage@{k}", 4, f"Share of the catalogue that is among somebody's first {k}."),
+        Metric(
+            f"novelty@{k}",
+            f"Novelty@{k}",
+            2,
+            f"How unusual the first {k} are, in bits: an item that half of the users met has 1 bit, one that 1 % met has 6.6.",
+        ),
+        Metric(
+            f"diversity@{k}",
+            f"Diversity@{k}",
+            4,
+            f"One minus the mean similarity of the first {k} to each other: 0 is all alike, 1 nothing in common.",
+        ),
+    )
+
+
+def quality(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The headline about quality, and what stands behind it."""
+    k = result["k"]
+    key = f"ndcg@{k}"
+    own = result.get(key)
+    if own is None:
+        return "Quality was not measured", "The run ended before its model was evaluated."
+    hits = result.get(f"hr@{k}")
+    behind = [] if hits is None else [f"For {100 * hits:.1f} % of users, the item they chose next is among the first {k} recommended."]
+    popular = _reference(result, "popularity")
+    if popular is None or not popular.get(key):
+        head = f"NDCG@{k} is {own:.4f}"
+    else:
+        head = _times(own / popular[key])
+        behind.append(f"NDCG@{k} is {own:.4f}, a list of the most popular items has {popular[key]:.4f}.")
+        intervals = [_interval(source, key) for source in (result, popular)]
+        if intervals[0] and intervals[1] and _overlap(intervals[0], intervals[1]):
+            behind.append("Their confidence intervals overlap: the difference is not certain.")
+    before = (result.get("before_training") or {}).get(key)
+    if before is not None:
+        behind.append(f"Before training it was {before:.4f}.")
+    best = max((r for r in result.get("references") or () if r.get(key) is not None), key=lambda r: r[key], default=None)
+    if best is not None and best is not popular:
+        behind.append(f"The best reference, {best['title']}, has {best[key]:.4f}.")
+    return head, " ".join(behind)
+
+
+def _times(ratio: float) -> str:
+    if ratio >= 9.95:
+        return f"{ratio:.0f} times as good as recommending what is popular"
+    if ratio >= 1.05:
+        return f"{ratio:.1f} times as good as recommending what is popular"
+    if ratio > 0.95:
+        return "About as good as recommending what is popular"
+    return f"Worse than recommending what is popular ({ratio:.2f} times as good)"
+
+
+def privacy(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The headline about privacy, and the guarantee in plain words."""
+    if result["mode"] == "none":
+        return (
+            "NOTHING is protected",
+            "This is a reference run without privacy: the updates of the silos were sent as they are, and the model may give away "
+            "who was in the data and what they did. Use it to compare, not to protect anybody.",
+        )
+    spent, delta = result.get("epsilon"), result.get("delta")
+    if spent is None or delta is None:
+        return "Privacy was not accounted for", "The run ended before its budget was computed: do not rely on any guarantee."
+    head = f"Each user of each silo is protected: ε = {epsilon(spent)}, δ = {small(delta)}"
+    words = (
+        "The guarantee is user-level (add/remove: one user of one silo, with everything they ever did, present or absent) and holds "
+        "against everybody, the coordinator included. "
+        f"In words: no outcome, whatever is looked at of what the silos sent or of the model, becomes more than {odds(spent)} times "
+        f"likelier or less likely because one user took part, up to an exception of probability δ. This bounds the worst case; a "
+        f"smaller ε protects more. Who is a user of several silos is protected in each of them separately."
+    )
+    tighter = result.get("epsilon_pld")
+    if tighter is not None:
+        words += (
+            f" Counted more tightly (privacy loss distributions, valid because the noise was fixed in advance), the same run "
+            f"has ε = {epsilon(tighter)}."
+        )
+    return head, words
+
+
+def lead(result: Mapping[str, Any]) -> str:
+    """What happened, in two sentences."""
+    silos = result.get("silos") or ()
+    who = "One organisation (silo)" if len(silos) == 1 else f"{len(silos) or 'Several'} organisations (silos)"
+    sent = "updates without any protection" if result["mode"] == "none" else "updates with noise that hides every single user"
+    return (
+        f"{who} trained one recommender {'' if len(silos) == 1 else 'together '}in {plural(result['rounds'], 'round')}, simulated on "
+        f"one machine. Users’ histories stayed with their silo; what the coordinator received were {sent}."
+    )
+
+
+def reported_round(result: Mapping[str, Any]) -> str:
+    """Which state of the model the figures belong to."""
+    number = result["selected_round"]
+    state = "before training" if number == 0 else f"after round {number}"
+    if result.get("selection") == "validation":
+        return f"The model {state} is reported: the round that was best on the validation items, which reads private data unprotected."
+    return f"The model {state} is reported: the last one there is."
+
+
+def interruption(result: Mapping[str, Any]) -> str:
+    """What a reader must know of a run that was stopped before its time; empty if it was not."""
+    if result["status"] == "finished":
+        return ""
+    done = plural(result["rounds"], "round")
+    return (
+        f"This run was interrupted after {done} of {result['rounds_planned']}. All figures are those of the last finished round; "
+        f"what was not measured is shown as –."
+    )
+
+
+def epsilon(value: float) -> str:
+    """Two decimals, rounded up: a guarantee is never shown better than it is."""
+    return f"{math.ceil(value * 100 - 1e-9) / 100:.2f}"
+
+
+def small(value: float) -> str:
+    """Two significant digits, rounded up, as a power of ten below 0.01."""
+    if value <= 0:
+        return "0"
+    power = math.floor(math.log10(value))
+    tenths = math.ceil(value / 10.0**power * 10 - 1e-6)
+    if tenths >= 100:
+        tenths, power = 10, power + 1
+    if power >= -2:
+        return f"{tenths * 10.0 ** (power - 1):.{1 - power}f}"
+    return f"{tenths / 10:.1f}×10{str(power).translate(_SUPERSCRIPT)}"
+
+
+def odds(value: float) -> str:
+    """``exp(value)``, rounded up, readable at any size."""
+    if value < math.log(10):
+        return f"{math.ceil(math.exp(value) * 10 - 1e-9) / 10:.1f}"
+    if value < math.log(1e6):
+        number = math.exp(value)
+        unit = 10 ** max(0, math.floor(math.log10(number)) - 2)
+        return f"{math.ceil(number / unit) * unit:,}"
+    decimal = value / math.log(10)
+    power = math.floor(decimal)
+    return f"{math.ceil(10 ** (decimal - power) * 10) / 10:.1f}×10{str(power).translate(_SUPERSCRIPT)}"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.21 s``, ``42 s``, ``7 min 12 s``, ``2 h 5 min``."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _reference(result: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    return next((r for r in result.get("references") or () if r["name"] == name), None)
+
+
+def _interval(source: Mapping[str, Any], key: str) -> Sequence[float] | None:
+    return (source.get("intervals") or {}).get(key)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]

@@ -1,0 +1,307 @@
+"""A whole simulation: data dealt out to silos, a federation, an evaluation, references, a result and a report.
+
+The federation that runs here is the one that runs in a deployment: ``client.app:app`` answers ``server.federation``. Only
+the grid between them, and the evaluation that looks at everybody's data, belong to the simulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import Config, load, to_run_config, to_toml
+from common.data.population import Population, enrolled, load_population
+from common.durable import write_durably
+from common.errors import ConfigError
+from common.model.adapter import load_adapter, save_adapter
+from common.model.resident import resident
+from simulations.compare import compare
+from simulations.evaluate import Evaluator, Judged
+from simulations.result import assemble, finite, journals
+from simulations.scenario import DEFAULT, load_scenario
+from simulations.watch import Silent, Watch
+
+if TYPE_CHECKING:
+    from server.federation import RoundReport
+
+GridName = Literal["in-process", "flower"]
+
+RESULT, ROUNDS, CONFIG = "result.json", "rounds.jsonl", "config.toml"
+ADAPTER, START, CATALOGUE = "adapter.safetensors", "start.safetensors", "catalogue.jsonl"
+
+
+@dataclass
+class Progress:
+    """What a simulation has so far; enough to write a result at any moment.
+
+    ``best`` is the selected round's ``(round, validation, adapter)``; ``start`` the adapter before training, counts included.
+    """
+
+    start: NDArray[np.float32] | None = None
+    best: tuple[int, Judged, NDArray[np.float32]] | None = None
+    last_round: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def simulate(
+    scenario: str | Path = DEFAULT,
+    *,
+    overrides: Iterable[str] = (),
+    out: str | Path = "runs",
+    grid: GridName = "in-process",
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> Path:
+    """Run a scenario and return the folder with its result.
+
+    Parameters
+    ----------
+    scenario:
+        A name (see :func:`simulations.scenario.scenarios`) or the path of a TOML file.
+    overrides:
+        ``section.key=value`` strings.
+    out:
+        The run's folder is ``out/<name>``, or ``out/<name>-2`` and so on where that exists.
+    grid:
+        ``in-process``, or ``flower`` for Flower's own simulation, which is evaluated at its end only.
+    resume:
+        Go on with the newest unfinished run of this name.
+
+    Raises
+    ------
+    SilorecError
+        If the scenario, the data or the federation are not in order.
+    KeyboardInterrupt
+        When interrupted before there is anything to keep. Later, the result of the last finished round is written instead, and
+        marked as interrupted.
+    """
+    watch = watch or Silent()
+    began = time.monotonic()
+    config = load_scenario(scenario, overrides=overrides)
+    watch.stage("reading data")
+    config = enrolled(config)
+    population = load_population(config)
+    folder = _folder(Path(out), config, resume)
+    write_durably(folder / CONFIG, to_toml(config).encode())
+
+    progress = Progress()
+    with _part(progress, "model"):
+        watch.stage("loading model and item vectors")
+        home = resident(config)
+        evaluator = Evaluator(config, population, home.model, home.manifest)
+        _write_catalogue(folder / CATALOGUE, population)
+    status, references = "finished", []
+    try:
+        with _part(progress, "federation"):
+            if grid == "in-process":
+                _federate(config, folder, evaluator, progress, watch)
+            else:
+                _federate_with_flower(config, folder, evaluator, progress, watch)
+        with _part(progress, "references"):
+            references = compare(config, evaluator, watch)
+    except KeyboardInterrupt:
+        if progress.best is None:
+            raise
+        status = "interrupted"
+        watch.say(f"interrupted: keeping round {progress.best[0]}")
+    return _conclude(config, folder, evaluator, progress, references, status, grid, time.monotonic() - began, watch)
+
+
+def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
+    """The round loop over the in-process grid, evaluated as it goes."""
+    from client.app import app as client_app
+    from server.app import start_of
+    from server.exchange import Roster
+    from server.federation import run_federation
+    from simulations.grid import InProcessGrid
+
+    if (folder / ROUNDS).exists():
+        _recall(folder, evaluator, progress)
+    watch.stage("training", config.federation.rounds)
+
+    def on_round(report: RoundReport) -> None:
+        facts = report.facts
+        record = _observe(config, folder, evaluator, progress, report.round, report.vector, report.seconds)
+        record["answered"], record["update_norm"] = len(facts["answered"]), facts.get("update_norm")
+        with open(folder / ROUNDS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record)) + "\n")
+        watch.step(report.round, _note(config, record))
+        watch.say(f"round {report.round}: {_note(config, record)}")
+
+    roster = Roster.of(config.federation)
+    settings = to_run_config(config) | {"app.out": str(folder)}
+    grid = InProcessGrid(client_app, len(roster), settings)
+    run_federation(grid, config, start_of(config), roster, folder=folder, on_round=on_round)
+
+
+def _federate_with_flower(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
+    """The same federation by ``flwr run``; only its end is seen from here."""
+    from simulations.flower import run_with_flower
+
+    watch.stage("training in Flower's simulation")
+    began = time.monotonic()
+    vector = run_with_flower(config, folder, len(config.federation.declared_users))
+    home = resident(config)
+    progress.start = home.start
+    seconds = time.monotonic() - began
+    record = _observe(config, folder, evaluator, progress, config.federation.rounds, vector, seconds)
+    record["answered"], record["update_norm"] = len(config.federation.declared_users), None
+    write_durably(folder / ROUNDS, (json.dumps(finite(record)) + "\n").encode())
+
+
+def _observe(
+    config: Config,
+    folder: Path,
+    evaluator: Evaluator,
+    progress: Progress,
+    number: int,
+    vector: NDArray[np.float32],
+    seconds: float,
+) -> dict[str, Any]:
+    """Evaluate a finished round on the validation items, keep it if it is the one to report, and describe it."""
+    evaluation = config.evaluation
+    last = number == config.federation.rounds
+    judged = evaluator.judge(vector, "validation") if last or number % evaluation.every == 0 else None
+    if number == 0:
+        progress.start = vector
+        save_adapter(folder / START, vector, evaluator.manifest)
+    progress.last_round = number
+    if judged is not None and (progress.best is None or evaluation.select == "last" or _better(judged, progress.best[1], evaluation.k)):
+        progress.best = (number, judged, vector)
+        save_adapter(folder / ADAPTER, vector, evaluator.manifest)
+    spent = journals(config, folder).epsilon
+    return {
+        "round": number,
+        "seconds": seconds,
+        "silos": len(config.federation.declared_users),
+        "loss": None if judged is None else judged.loss,
+        "epsilon": spent,
+        "validation": None if judged is None else judged.evaluation.summary(evaluation.k),
+        "selected": progress.best is not None and progress.best[0] == number,
+    }
+
+
+def _better(new: Judged, old: Judged, k: int) -> bool:
+    return float(new.evaluation.ndcg(k).mean()) > float(old.evaluation.ndcg(k).mean())
+
+
+def _recall(folder: Path, evaluator: Evaluator, progress: Progress) -> None:
+    """Take up where an interrupted run was: rounds that were evaluated, the adapter before training and the selected one."""
+    records = [json.loads(line) for line in (folder / ROUNDS).read_text(encoding="utf-8").splitlines()]
+    if not records:
+        return
+    progress.last_round = records[-1]["round"]
+    progress.start = load_adapter(folder / START)[0]
+    chosen = load_adapter(folder / ADAPTER)[0]
+    number = max(record["round"] for record in records if record["selected"])
+    progress.best = (number, evaluator.judge(chosen, "validation"), chosen)
+
+
+def _conclude(
+    config: Config,
+    folder: Path,
+    evaluator: Evaluator,
+    progress: Progress,
+    references: list[dict[str, Any]],
+    status: str,
+    grid: str,
+    seconds: float,
+    watch: Watch,
+) -> Path:
+    """Measure the selected round on the test items and write result and report."""
+    from simulations.report import write_report
+
+    assert progress.best is not None
+    assert progress.start is not None
+    watch.stage("measuring the result")
+    number, validation, vector = progress.best
+    result = assemble(
+        config,
+        folder,
+        evaluator,
+        selected=(number, vector),
+        validation=validation.evaluation,
+        test=evaluator.judge(vector, "test").evaluation,
+        before=evaluator.judge(progress.start, "test").evaluation,
+        references=references,
+        facts={
+            "status": status,
+            "grid": grid,
+            "rounds": progress.last_round,
+            "seconds": seconds,
+            "seconds_by_part": progress.seconds,
+        },
+    )
+    write_durably(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    write_report(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _part(progress: Progress, name: str) -> Iterator[None]:
+    """Add the time spent inside to ``progress.seconds``."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        progress.seconds[name] = progress.seconds.get(name, 0.0) + time.monotonic() - began
+
+
+def _folder(out: Path, config: Config, resume: bool) -> Path:
+    """The run's folder: a new one, or with ``resume`` the newest unfinished one of this name and configuration."""
+    taken = [out / config.name]
+    while taken[-1].exists():
+        taken.append(out / f"{config.name}-{len(taken) + 1}")
+    if not resume:
+        return taken[-1]
+    for folder in reversed(taken[:-1]):
+        if (folder / CONFIG).is_file() and not _is_finished(folder):
+            if load(folder / CONFIG) != config:
+                raise ConfigError(f"{folder}: this unfinished run has other settings; give the same ones, or start anew without --resume")
+            return folder
+    raise ConfigError(f"{out}: no unfinished run called {config.name!r} to resume")
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _write_catalogue(path: Path, population: Population) -> None:
+    """The public catalogue, one item a line, so that the run can recommend without its data source."""
+    catalogue = population.dataset.catalogue
+    lines = [
+        json.dumps(
+            {
+                "id": catalogue.ids[i],
+                "title": catalogue.titles[i],
+                "categories": catalogue.categories[i],
+                "fields": {name: column[i] for name, column in catalogue.fields.items()},
+            },
+            ensure_ascii=False,
+        )
+        for i in range(len(catalogue))
+    ]
+    write_durably(path, ("\n".join(lines) + "\n").encode())
+
+
+def _note(config: Config, record: dict[str, Any]) -> str:
+    k = config.evaluation.k
+    parts = []
+    if record["validation"] is not None:
+        parts.append(f"validation NDCG@{k} {record['validation'][f'ndcg@{k}']:.4f}, loss {record['loss']:.3f}")
+    if config.privacy.mode == "none":
+        parts.append("no privacy")
+    else:
+        parts.append(f"ε {record['epsilon']:.2f} of {config.privacy.epsilon:g}")
+    return ", ".join(parts)

@@ -1,0 +1,123 @@
+"""What may be asked and what may be answered, without any Flower."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import load, to_run_config
+from common.errors import ConfigError, ErrorCode, FederationError
+from common.protocol import (
+    COUNT,
+    ENROL,
+    RELEASED,
+    TRAIN,
+    Refusal,
+    Request,
+    TrainRequest,
+    check_reply,
+    check_request,
+    check_train_request,
+    config_hash,
+    read_run_config,
+    silo_seed,
+)
+
+CONFIG = load(
+    {"federation.rounds": 5, "data.columns": {"user": "u"}, "federation.declared_users": [1, 2, 3, 4], "privacy.delta": 1e-5}
+)
+GOOD = TrainRequest(config_hash=config_hash(CONFIG), round=5, manifest_hash="m", vector=np.zeros(3, np.float32))
+
+
+def refusal(**changes: Any) -> ErrorCode:
+    with pytest.raises(Refusal) as caught:
+        check_train_request(replace(GOOD, **changes), CONFIG, "m", 3)
+    return caught.value.code
+
+
+def test_a_silo_releases_vectors_and_its_place_and_nothing_else() -> None:
+    """The list itself: whoever adds to it changes what leaves a silo, and has to change this test."""
+    assert {action: dict(fields) for action, fields in RELEASED.items()} == {
+        "query.enrol": {"silo": "integer", "protocol": "integer"},
+        "query.count": {"count": "vector"},
+        "train": {"update": "vector"},
+    }
+
+
+def test_a_good_request_passes_and_each_fault_has_its_code() -> None:
+    check_train_request(GOOD, CONFIG, "m", 3)
+    assert refusal(config_hash="other") is ErrorCode.BAD_REQUEST
+    assert refusal(protocol=2) is ErrorCode.BAD_REQUEST
+    assert refusal(round=0) is ErrorCode.BAD_REQUEST
+    assert refusal(round=6) is ErrorCode.BAD_REQUEST
+    assert refusal(manifest_hash="n") is ErrorCode.MANIFEST_MISMATCH
+    assert refusal(vector=np.zeros(4, np.float32)) is ErrorCode.BAD_REQUEST
+    assert refusal(vector=np.array([0, np.inf, 0], np.float32)) is ErrorCode.BAD_REQUEST
+    assert refusal(vector=np.zeros(3)) is ErrorCode.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "complaint"),
+    [
+        (TRAIN, {"update": np.zeros(3, np.float32), "loss": 1.0}, r"has the fields \['loss', 'update'\], allowed are exactly"),
+        (TRAIN, {}, "has the fields"),
+        (TRAIN, {"update": np.zeros(3)}, "update is not a float32 vector"),
+        (TRAIN, {"update": np.zeros((3, 1), np.float32)}, "update is not a float32 vector"),
+        (TRAIN, {"update": [0.0, 0.0, 0.0]}, "update is not a float32 vector"),
+        (TRAIN, {"update": np.zeros(4, np.float32)}, "update has 4 numbers, expected 3"),
+        (TRAIN, {"update": np.array([1, np.nan, 0], np.float32)}, "update holds numbers that are not finite"),
+        (COUNT, {"update": np.zeros(3, np.float32)}, "allowed are exactly"),
+        (ENROL, {"silo": True, "protocol": 1}, "silo is not an integer"),
+        (ENROL, {"silo": -1, "protocol": 1}, "silo is not an integer from 0"),
+        (ENROL, {"silo": "clinic", "protocol": 1}, "silo is not an integer"),
+        ("evaluate", {}, "no reply to 'evaluate' is defined"),
+    ],
+)
+def test_replies_outside_the_list_are_refused(action: str, fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(FederationError, match=complaint):
+        check_reply(action, fields, 3)
+
+
+def test_replies_on_the_list_pass() -> None:
+    check_reply(TRAIN, {"update": np.zeros(3, np.float32)}, 3)
+    check_reply(COUNT, {"count": np.zeros(7, np.float32)})
+    check_reply(ENROL, {"silo": 0, "protocol": 1})
+
+
+def test_a_configuration_survives_flowers_flat_settings_with_its_hash() -> None:
+    config, app = read_run_config({**to_run_config(CONFIG), "app.out": "/somewhere"})
+    assert config == CONFIG
+    assert config_hash(config) == config_hash(CONFIG)
+    assert app == {"out": "/somewhere"}
+    check_request(Request(config_hash=config_hash(config)), CONFIG)
+
+
+def test_every_setting_is_in_the_hash() -> None:
+    assert config_hash(CONFIG) != config_hash(load({"run.seed": 1}))
+    assert config_hash(load({"privacy.epsilon": 8})) == config_hash(load({"privacy.epsilon": 8.0}))
+
+
+def test_unknown_settings_are_refused_with_and_without_the_app_prefix() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'app\.outt' \(allowed in app: app\.out\)"):
+        read_run_config({"app.outt": "x"})
+    with pytest.raises(ConfigError, match=r"unknown setting 'privacy\.epsilom'; did you mean 'epsilon'"):
+        read_run_config({"privacy.epsilom": 1})
+
+
+def test_seeds_are_as_written_down_and_differ_by_silo_and_round() -> None:
+    expected = int.from_bytes(hashlib.sha256(b"silorec/7/2/3").digest(), "big") >> (256 - 63)
+    assert silo_seed(7, 2, 3) == expected
+    seeds = {silo_seed(run, silo, number) for run in range(5) for silo in range(12) for number in range(12)}
+    assert len(seeds) == 5 * 12 * 12
+
+
+def test_the_protocol_knows_no_flower() -> None:
+    code = "import sys, common.protocol; sys.exit(any(name.split('.')[0] in ('flwr', 'torch') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

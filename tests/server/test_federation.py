@@ -1,0 +1,183 @@
+"""The round loop: the right numbers, a quorum, silos that drop out, and a coordinator that is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from numpy.typing import NDArray
+
+from common.errors import ConfigError, ErrorCode, FederationError
+from server.exchange import ATTEMPTS, Roster
+from server.federation import FederationResult, RoundReport, Start, run_federation
+from simulations.grid import Fault
+from tests.server import fake_silos
+from tests.server.fake_silos import DECLARED, N_ITEMS, TARGETS
+
+START = Start(np.zeros(3, dtype=np.float32), "manifest")
+FIXED = np.average(TARGETS, axis=0, weights=DECLARED)
+
+
+def run(grid=None, start: Start = START, folder: Path | None = None, on_round=None, stop=None, **federation) -> FederationResult:
+    config = fake_silos.config(**federation)
+    return run_federation(
+        grid or fake_silos.grid(), config, start, Roster.of(config.federation), folder=folder, on_round=on_round, stop=stop
+    )
+
+
+def test_rounds_of_fedavg_give_the_closed_form() -> None:
+    """Each silo moves half of the way to its target, so the mean target is approached by halves."""
+    result = run(rounds=5)
+    np.testing.assert_allclose(result.vector, FIXED * (1 - 0.5**5), rtol=1e-6)
+    assert result.round == 5
+    assert [entry["round"] for entry in result.history] == [0, 1, 2, 3, 4, 5]
+    assert not result.stopped
+
+
+def test_uniform_weights_count_every_silo_alike() -> None:
+    np.testing.assert_allclose(run(rounds=1, weighting="uniform").vector, TARGETS.mean(axis=0) / 2, rtol=1e-6)
+
+
+def test_round_0_sums_the_counts_and_says_how_much_noise_is_in_them() -> None:
+    seen: list[tuple[NDArray[np.float64], float]] = []
+
+    def biased(vector, counts, noise_std):
+        seen.append((counts, noise_std))
+        return vector + np.float32(100)
+
+    start = Start(np.zeros(3, np.float32), "manifest", biased, count_noise_std=2.0, n_items=N_ITEMS)
+    result = run(start=start, rounds=0)
+    ((counts, noise_std),) = seen
+    np.testing.assert_array_equal(counts, [0 + 1 + 2, 3 + 3, 6 + 3, 9 + 3])
+    assert noise_std == pytest.approx((2.0**2 + 2.0**2 + 2.0**2) ** 0.5)
+    np.testing.assert_array_equal(result.vector, np.full(3, 100, np.float32))
+
+
+def test_a_silo_that_drops_out_leaves_the_weighted_mean_of_the_others() -> None:
+    faults = lambda partition, message: Fault.LOST_REPLY if partition == 2 and message.metadata.message_type == "train" else None  # noqa: E731
+    result = run(fake_silos.grid(faults=faults), rounds=1)
+    np.testing.assert_allclose(result.vector, np.average(TARGETS[:2], axis=0, weights=DECLARED[:2]) / 2, rtol=1e-6)
+    assert result.history[-1]["answered"] == [0, 1]
+
+
+def test_a_round_without_a_quorum_fails_with_the_reasons_and_keeps_the_state(tmp_path: Path) -> None:
+    spoil = lambda silo, number: ErrorCode.BUDGET_EXHAUSTED if number == 2 and silo > 0 else None  # noqa: E731
+    with pytest.raises(
+        FederationError, match=r"round 2: 1 of 3 silos answered, the quorum is 2 \(silo 1: BUDGET_EXHAUSTED, silo 2: BUDGET_EXH"
+    ):
+        run(fake_silos.grid(spoil), folder=tmp_path)
+    reports: list[RoundReport] = []
+    resumed = run(folder=tmp_path, on_round=reports.append)
+    assert [report.round for report in reports] == [2, 3]
+    np.testing.assert_array_equal(resumed.vector, run().vector)
+
+
+def test_a_silo_is_asked_again_only_while_the_quorum_is_missing_and_its_refusal_is_not_final() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def spoil(silo: int, number: int) -> ErrorCode | None:
+        asked.append((silo, number))
+        if number == 1:
+            return {0: ErrorCode.INTERNAL, 1: ErrorCode.BUDGET_EXHAUSTED, 2: None}[silo]
+        return None
+
+    with pytest.raises(FederationError, match="silo 0: INTERNAL, silo 1: BUDGET_EXHAUSTED"):
+        run(fake_silos.grid(spoil), rounds=1)
+    assert asked.count((0, 1)) == ATTEMPTS
+    assert asked.count((1, 1)) == 1
+    assert asked.count((2, 1)) == 1
+    asked.clear()
+    run(fake_silos.grid(spoil), rounds=1, quorum=0.3)
+    assert sorted(asked) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_silo_that_recovers_when_asked_again_is_in_the_round() -> None:
+    tries = {1: 0, 2: 0}
+
+    def faults(partition: int, message: Message) -> Fault | None:
+        if message.metadata.message_type != "train" or partition == 0:
+            return None
+        tries[partition] += 1
+        return Fault.LOST_REQUEST if tries[partition] == 1 else None
+
+    result = run(fake_silos.grid(faults=faults), rounds=1)
+    np.testing.assert_allclose(result.vector, FIXED / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
+def test_killed_after_any_round_and_resumed_is_the_same_as_never_killed(
+    tmp_path: Path, optimizer: str, killed_after: int
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(report: RoundReport) -> None:
+        if report.round == killed_after:
+            raise Killed
+
+    settings = {"rounds": 4, "server_optimizer": optimizer, "server_learning_rate": 0.3}
+    whole = run(**settings)
+    with pytest.raises(Killed):
+        run(folder=tmp_path, on_round=kill, **settings)
+    after: list[int] = []
+    resumed = run(folder=tmp_path, on_round=lambda report: after.append(report.round), **settings)
+    assert after == list(range(killed_after + 1, 5))
+    np.testing.assert_array_equal(resumed.vector, whole.vector)
+    assert resumed.history == whole.history
+
+
+def test_a_finished_federation_asks_nobody_again(tmp_path: Path) -> None:
+    first = run(folder=tmp_path)
+    spoil = lambda silo, number: pytest.fail("asked again")  # noqa: E731
+    np.testing.assert_array_equal(run(fake_silos.grid(spoil), folder=tmp_path).vector, first.vector)
+
+
+def test_a_stop_ends_between_rounds_and_can_be_resumed(tmp_path: Path) -> None:
+    done: list[int] = []
+    stopped = run(folder=tmp_path, on_round=lambda report: done.append(report.round), stop=lambda: len(done) == 2)
+    assert stopped.stopped
+    assert stopped.round == 1
+    np.testing.assert_array_equal(run(folder=tmp_path).vector, run().vector)
+
+
+BAD_REPLIES = {
+    "an extra vector": RecordDict(
+        {"protected": ArrayRecord({"update": Array(np.zeros(3, np.float32)), "raw": Array(np.zeros(3))})}
+    ),
+    "an extra record": RecordDict(
+        {"protected": ArrayRecord({"update": Array(np.zeros(3, np.float32))}), "notes": ConfigRecord({"user": "u1"})}
+    ),
+    "another length": RecordDict({"protected": ArrayRecord({"update": Array(np.zeros(2, np.float32))})}),
+    "another dtype": RecordDict({"protected": ArrayRecord({"update": Array(np.zeros(3, np.float64))})}),
+    "not a number": RecordDict({"protected": ArrayRecord({"update": Array(np.array([0, np.nan, 0], np.float32))})}),
+    "nothing": RecordDict(),
+    "a pickle": RecordDict({"protected": ArrayRecord({"update": Array("object", (1,), "numpy.ndarray", b"\x80\x04N.")})}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REPLIES)
+def test_a_reply_with_anything_but_the_listed_fields_is_not_used(what: str) -> None:
+    spoil = lambda silo, number: BAD_REPLIES[what] if silo == 2 and number else None  # noqa: E731
+    result = run(fake_silos.grid(spoil), rounds=1)
+    assert result.history[-1]["answered"] == [0, 1]
+    assert result.history[-1]["refused"] == {"2": "INTERNAL"}
+
+
+def test_two_nodes_that_claim_one_place_are_refused() -> None:
+    with pytest.raises(FederationError, match="two nodes call themselves silo 0"):
+        run(fake_silos.grid(places={2: 0}))
+
+
+def test_a_stranger_is_left_out_and_missing_silos_are_waited_for_until_the_deadline() -> None:
+    result = run(fake_silos.grid(places={2: 9}), rounds=1, deadline=0.2)
+    assert result.history[-1]["answered"] == [0, 1]
+    with pytest.raises(FederationError, match=r"1 of 3 silos have enrolled after 0\.2 s, the quorum is 2: start the other"):
+        run(fake_silos.grid(n=1), rounds=1, deadline=0.2)
+
+
+def test_declared_users_must_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"set federation\.declared_users"):
+        Roster.of(fake_silos.config(declared_users=[1]).federation.model_copy(update={"declared_users": ()}))
