@@ -5,8 +5,10 @@ contribution is one gradient, clipped in L2, noise is added to the sum, and the 
 batch size. An empty sample still takes a noisy step. What a round costs is ``PrivacyPlan.train_event``; the caller charges
 it to the silo's journal before calling :func:`train_round`.
 
-Sampling and noise draw on the operating system, never on the run's seed: a coordinator who knows the seed must not be able
-to subtract the noise.
+In private modes every draw comes from the operating system, never from the run's seed. For noise and sampling that is plain: a
+coordinator who knows the seed must not be able to subtract the noise. But windows and dropout are drawn for users in their order
+in the sample, so with a known seed one user more would change what everybody after them contributes, and the sum would move by
+more than the clip. Drawn in secret they are independent of who else is there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from common.data.interactions import Dataset
 from common.errors import ModelError
 from common.model.adapter import to_vector
 from common.model.recommender import Batch, Recommender, autocast
+from common.privacy.noise import gaussian_noise
 from common.privacy.plan import COUNT_MAX_NORM, PrivacyPlan
 
 
@@ -124,23 +127,27 @@ def tokenise(line: str, tokenizer: object | None, limit: int) -> tuple[int, ...]
         raise ModelError("model.user_text is on, but the backbone has no tokenizer")
     if not line:
         return ()
-    first = getattr(tokenizer, "cls_token_id", None) or getattr(tokenizer, "bos_token_id", None)
+    special = (getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+    first = [token for token in special if token is not None][:1]
     ids = tokenizer(line, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
-    return tuple(([first] if first is not None else []) + list(ids))[:limit]
+    return tuple(first + list(ids))[:limit]
 
 
 def user_losses(model: Recommender, batch: Batch, targets: Tensor, data: SiloData, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the next item, one number per user ``(B,)``: summed over positions, divided by the window.
 
-    The denominator is the public ``window``, not the user's own length. Only items that the silo sells compete.
+    The denominator is the public ``window``, not the user's own length. Only items that the silo sells compete, and only they
+    share the ``smoothing``.
     """
-    scores = model(batch)
+    scores, wanted = model(batch).flatten(0, 1).float(), targets.flatten()
+    sold = torch.ones_like(scores[:1], dtype=torch.bool)
     if data.item_mask is not None:
-        closed = torch.from_numpy(~data.item_mask).to(scores.device)
-        scores = scores.masked_fill(closed, torch.finfo(scores.dtype).min)
-    losses = nn.functional.cross_entropy(
-        scores.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="none", label_smoothing=smoothing
-    )
+        sold = torch.from_numpy(data.item_mask).to(scores.device).unsqueeze(0)
+        scores = scores.masked_fill(~sold, torch.finfo(scores.dtype).min)
+    losses = nn.functional.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
+    if smoothing:
+        even = scores.logsumexp(-1) - scores.masked_fill(~sold, 0.0).sum(-1) / sold.sum()
+        losses = (1 - smoothing) * losses + smoothing * even.masked_fill(wanted < 0, 0.0)
     return losses.view(targets.shape).sum(1) / data.window
 
 
@@ -159,8 +166,7 @@ def release_counts(data: SiloData, config: Config, plan: PrivacyPlan) -> NDArray
         if len(items):
             counts[items] += COUNT_MAX_NORM / np.sqrt(len(items))
     if plan.mode != "none":
-        noise = torch.zeros(data.n_items, dtype=torch.float64).normal_(0.0, plan.count_noise_std, generator=_noise_generator())
-        counts += noise.numpy()
+        counts += gaussian_noise(counts.shape, plan.count_noise_std)
     return counts.astype(np.float32)
 
 
@@ -172,20 +178,21 @@ def train_round(
     Parameters
     ----------
     silo_seed:
-        Seeds shuffling and dropout. Noise and Poisson sampling never depend on it.
+        Seeds shuffling, windows and dropout in mode ``none``; nothing in private modes depends on it.
     """
+    if plan.mode != "none":
+        silo_seed = int.from_bytes(os.urandom(8), "little") >> 1
     before = to_vector(model)
     device = model.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(silo_seed)
-        rng = np.random.default_rng(silo_seed)
         model.train()
         try:
             if plan.mode == "none":
-                steps, loss = _train_plain(model, data, config, rng)
+                steps, loss = _train_plain(model, data, config, np.random.default_rng(silo_seed))
             else:
-                steps, loss = _train_private(model, data, config, plan, rng), None
+                steps, loss = _train_private(model, data, config, plan, np.random.default_rng()), None
         finally:
             model.eval()
             for parameter in model.parameters():
@@ -236,9 +243,8 @@ def _train_private(model: Recommender, data: SiloData, config: Config, plan: Pri
         _optimizer(model, training),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm,
-        expected_batch_size=1,
+        expected_batch_size=None,
         loss_reduction="sum",
-        generator=_noise_generator(model.device),
     )
     try:
         for _ in range(plan.steps_per_round):
@@ -251,14 +257,22 @@ def _train_private(model: Recommender, data: SiloData, config: Config, plan: Pri
                 optimizer.clip_and_accumulate()
                 if number < len(parts) - 1:
                     _drop_per_user_gradients(model)
-            optimizer.add_noise()
-            for parameter in optimizer.params:
-                parameter.grad /= plan.expected_batch_size
+            _add_noise(optimizer.params, plan)
             optimizer.original_optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     finally:
         hooks.cleanup()
+        _drop_traces(model)
     return plan.steps_per_round
+
+
+def _add_noise(parameters: Sequence[nn.Parameter], plan: PrivacyPlan) -> None:
+    """From the sum of clipped gradients that Opacus left to the protected mean gradient of the step."""
+    std = plan.noise_multiplier * plan.max_grad_norm
+    for parameter in parameters:
+        summed = parameter.summed_grad.cpu().double()  # type: ignore[attr-defined]
+        noisy = summed + torch.from_numpy(gaussian_noise(tuple(parameter.shape), std))
+        parameter.grad = (noisy / plan.expected_batch_size).to(parameter.device, parameter.dtype)
 
 
 def per_user_gradients(model: Recommender, batch: Batch, targets: Tensor, data: SiloData, config: Config) -> None:
@@ -286,6 +300,17 @@ def _drop_per_user_gradients(model: Recommender) -> None:
         if parameter.requires_grad:
             parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter.grad = None
+
+
+def _drop_traces(model: Recommender) -> None:
+    """Take away what Opacus leaves on parameters and layers, above all activations of a step that was broken off."""
+    for owner, names in [
+        *((p, ("summed_grad",)) for p in model.parameters()),
+        *((m, ("activations", "max_batch_len")) for m in model.modules()),
+    ]:
+        for name in names:
+            if hasattr(owner, name):
+                delattr(owner, name)
 
 
 def _optimizer(model: Recommender, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -321,9 +346,3 @@ def _random_ends(data: SiloData, users: NDArray[np.int64], rng: np.random.Genera
 
 def _rows(batch: Batch, targets: Tensor, rows: Tensor, device: torch.device) -> tuple[Batch, Tensor]:
     return Batch(batch.items[rows], batch.text[rows]).to(device), targets[rows].to(device)
-
-
-def _noise_generator(device: torch.device | None = None) -> torch.Generator:
-    generator = torch.Generator(device=device or "cpu")
-    generator.manual_seed(int.from_bytes(os.urandom(8), "little") & (2**63 - 1))
-    return generator

@@ -44,7 +44,7 @@ class _Section(BaseModel):
 class RunConfig(_Section):
     """What is common to everybody in a run."""
 
-    seed: int = Field(0, ge=0, description="seed of everything but noise and user sampling in private modes")
+    seed: int = Field(0, ge=0, description="seed of everything but training in private modes")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of the forward pass; auto is bfloat16 on CUDA, float32 on a CPU"
@@ -227,6 +227,8 @@ def load(
                 source = tomllib.loads(source.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 raise ConfigError(f"{source}: no such file") from None
+            except OSError as error:
+                raise ConfigError(f"{source}: cannot be read ({error.strerror})") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{source}: not a TOML file: {error}") from None
         _merge(tree, source)

@@ -86,7 +86,7 @@ class Exchange:
         self.quorum = math.ceil(config.federation.quorum * len(roster) - 1e-9)
         self._hello = Request(config_hash=config_hash)
         self._nodes: dict[int, int] = {}
-        self._strangers: set[int] = set()
+        self._refused: dict[int, list[str]] = {}
 
     def enrol(self) -> dict[int, int]:
         """Silo to node for all silos that are there: waits for all, up to the deadline, then makes do with a quorum.
@@ -100,15 +100,18 @@ class Exchange:
         """
         first, until = not self._nodes, time.monotonic() + self.deadline
         while True:
-            self._look()
+            present, undecided = self._look()
             enough = len(self.roster) if first else self.quorum
-            if len(self._nodes) >= enough or time.monotonic() >= until:
+            nobody_else = not undecided and present >= len(self.roster)
+            if len(self._nodes) >= enough or nobody_else or time.monotonic() >= until:
                 break
             time.sleep(self.pause)
         if len(self._nodes) < self.quorum:
+            why = sorted({reasons[-1] for reasons in self._refused.values()})
+            refused = f"; {len(self._refused)} nodes were turned away or refused ({', '.join(why)})" if why else ""
             raise FederationError(
-                f"{len(self._nodes)} of {len(self.roster)} silos have enrolled after {self.deadline:g} s, the quorum is "
-                f"{self.quorum}: start the other silos, or lower federation.quorum"
+                f"{len(self._nodes)} of {len(self.roster)} silos have enrolled, the quorum is {self.quorum}, the deadline "
+                f"{self.deadline:g} s{refused}: start the other silos, or lower federation.quorum"
             )
         return dict(sorted(self._nodes.items()))
 
@@ -154,24 +157,33 @@ class Exchange:
             )
         return answers
 
-    def _look(self) -> None:
+    def _look(self) -> tuple[int, int]:
+        """Ask nodes that are new who they are; how many nodes there are, and how many of them may still enrol."""
         present = set(self.grid.get_node_ids())
         self._nodes = {silo: node for silo, node in self._nodes.items() if node in present}
-        unknown = present - set(self._nodes.values()) - self._strangers
-        for node, reply in self._send(ENROL, self._hello, unknown, None, group="enrolment"):
+        for node, reply in self._send(ENROL, self._hello, self._open(present), None, group="enrolment"):
             if isinstance(reply, ErrorCode):
-                if reply in FINAL:
-                    log.warning("a node refused to enrol: %s", reply.name)
-                    self._strangers.add(node)
+                self._turn_away(node, reply.name, final=reply in FINAL)
                 continue
             silo, protocol = int(reply["silo"]), int(reply["protocol"])
-            if protocol != PROTOCOL_VERSION or silo >= len(self.roster):
-                log.warning("a node that calls itself silo %d (protocol %d) is not in the roster", silo, protocol)
-                self._strangers.add(node)
+            if protocol != PROTOCOL_VERSION:
+                self._turn_away(node, f"speaks protocol {protocol}, not {PROTOCOL_VERSION}", final=True)
+            elif silo >= len(self.roster):
+                self._turn_away(node, f"silo {silo} is not in the roster", final=True)
             elif silo in self._nodes:
                 raise FederationError(f"two nodes call themselves silo {silo}: give each silo its own place in the roster")
             else:
                 self._nodes[silo] = node
+        return len(present), len(self._open(present))
+
+    def _open(self, present: set[int]) -> set[int]:
+        """Nodes that have not enrolled and may be asked."""
+        given_up = {node for node, reasons in self._refused.items() if len(reasons) >= ATTEMPTS}
+        return present - set(self._nodes.values()) - given_up
+
+    def _turn_away(self, node: int, reason: str, *, final: bool) -> None:
+        log.warning("a node did not enrol: %s", reason)
+        self._refused.setdefault(node, []).extend([reason] * (ATTEMPTS if final else 1))
 
     def _send(
         self, action: str, request: Request, nodes: Iterable[int], length: int | None, *, group: str

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +34,7 @@ log = logging.getLogger("silorec.simulations")
 
 COMPONENTS: Mapping[str, str] = {"serverapp": "server.app:app", "clientapp": "client.app:app"}
 POLL = 0.2
-LOOK = 15.0
+LOOK = 30.0
 STARTUP = 60.0
 
 
@@ -44,7 +43,7 @@ def run_with_flower(
     out_dir: Path,
     n_silos: int,
     *,
-    processes: int | None = None,
+    processes: int = 1,
     gpus_per_silo: float = 0.0,
     components: Mapping[str, str] = COMPONENTS,
 ) -> NDArray[np.float32]:
@@ -59,7 +58,7 @@ def run_with_flower(
     n_silos:
         Simulated SuperNodes.
     processes:
-        Ray actors that play the silos, each with a model of its own; None is one per core, at most ``n_silos``.
+        Ray actors that play the silos, each with a model of its own and its share of the cores.
     gpus_per_silo:
         Share of a GPU that each process gets; 0 hides GPUs from them.
     components:
@@ -72,12 +71,12 @@ def run_with_flower(
     """
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
-    processes = processes or max(1, min(n_silos, os.cpu_count() or 1))
+    cores = max(1, (os.cpu_count() or 1) // processes)
     federation = {
         "num-supernodes": n_silos,
-        "client-resources-num-cpus": 1,
+        "client-resources-num-cpus": cores,
         "client-resources-num-gpus": float(gpus_per_silo),
-        "init-args-num-cpus": processes,
+        "init-args-num-cpus": cores * processes,
         "init-args-num-gpus": 1 if gpus_per_silo else 0,
         "init-args-log-to-driver": True,
     }
@@ -154,11 +153,15 @@ def _local_superlink(folder: Path) -> Iterator[_Flower]:
     connection = {"superlink": {"default": "own", "own": {"address": address, "insecure": True}}}
     (home / "config.toml").write_text(tomli_w.dumps(connection))
     here = str(Path(__file__).resolve().parents[1])
+    # Ray's sockets lie in its folder, and a socket's path may have some 100 characters.
+    ray_folder = {"RAY_TMPDIR": str(folder)} if len(str(folder)) <= 32 else {}
     environment = os.environ | {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",
+        **ray_folder,
         # Flower finds its own commands by name, and the apps must be found whether silorec is installed or run from its folder.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
@@ -174,7 +177,7 @@ def _local_superlink(folder: Path) -> Iterator[_Flower]:
         _wait_until_healthy(flower, f"http://{address}/health")
         yield flower
     finally:
-        _end(process)
+        _end(process, str(home))
 
 
 def _wait_until_healthy(flower: _Flower, url: str) -> None:
@@ -192,21 +195,26 @@ def _wait_until_healthy(flower: _Flower, url: str) -> None:
     raise FederationError(f"the SuperLink did not start within {STARTUP:g} s:\n{flower.log_tail()}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the SuperLink and every process that descends from it (Flower's executors, Ray's daemons and actors)."""
+def _end(process: subprocess.Popen[bytes], home: str) -> None:
+    """End the SuperLink and what it started: Flower's executors, Ray's daemons and actors.
+
+    They are known by the ``FLWR_HOME`` that they inherited, for some have lost their parent by now.
+    """
     import psutil
 
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
+    family = []
+    for candidate in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if candidate.pid != os.getpid() and candidate.environ().get("FLWR_HOME") == home:
+                family.append(candidate)
     for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGTERM)
+        with contextlib.suppress(psutil.Error):
+            member.terminate()
     _, alive = psutil.wait_procs(family, timeout=5)
     for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             member.kill()
+    psutil.wait_procs(alive, timeout=5)
     process.wait()
 
 

@@ -11,13 +11,13 @@ All scales start at zero, so that lengths can be compared as ratios.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
 
-_WIDE, _NARROW = 720, 340
+_WIDE, _NARROW = 800, 340
 
 Style = Literal["own", "before", "reference", "validation", "test", "spent"]
 
@@ -34,11 +34,12 @@ class Dot:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a :class:`Panel`: ``(round, value)`` in the order of rounds."""
+    """One line of a :class:`Panel`: ``(round, value)`` in the order of rounds; not ``joined``, it is points only."""
 
     name: str
     points: Sequence[tuple[int, float]]
     style: Style
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 def _dot_plot(dots: Sequence[Dot], *, axis: str, digits: int, level: Level | None, narrow: bool) -> Markup:
     width = _NARROW if narrow else _WIDE
-    left, right = (10, 66) if narrow else (196, 76)
+    left, right = (10, 66) if narrow else (252, 76)
     row, top = (46, 8) if narrow else (32, 8)
     if level is not None:
         top += 18
@@ -158,12 +159,12 @@ def describe(dot: Dot, digits: int) -> str:
     return words if dot.interval is None else f"{words} ({dot.interval[0]:.{digits}f} to {dot.interval[1]:.{digits}f})"
 
 
-def _dot_row(dot: Dot, x, y: float, *, left: float, width: float, digits: int, narrow: bool) -> Markup:
+def _dot_row(dot: Dot, x: Callable[[float], float], y: float, *, left: float, width: float, digits: int, narrow: bool) -> Markup:
     parts = [Markup("<title>{}</title>").format(describe(dot, digits))]
     if narrow:
         parts.append(_text("label", left, y - 14, _shorten(dot.label, 42), "start"))
     else:
-        parts.append(_text("label", left - 14, y + 4.5, _shorten(dot.label, 27), "end"))
+        parts.append(_text("label", left - 14, y + 4.5, _shorten(dot.label, 37), "end"))
     if dot.value is None:
         parts.append(_text("tick", x(0) + 8, y + 4.5, "not measured", "start"))
     else:
@@ -206,7 +207,8 @@ def _rounds_plot(panels: Sequence[Panel], marked: int | None, *, narrow: bool) -
         for level in panel.levels:
             level_y = bottom - panel.height * level.value / ticks[-1]
             parts.append(_line("level", left, level_y, width - right, level_y))
-            parts.append(_text("level-name", left + 6, level_y - 5, level.label, "start"))
+            below = level_y - top < 16
+            parts.append(_text("level-name", left + 6, level_y + (15 if below else -5), level.label, "start"))
             words.append(f"{level.label}.")
         for series in panel.series:
             scaled = [(number, value, x(number), bottom - panel.height * value / ticks[-1]) for number, value in series.points]
@@ -219,7 +221,7 @@ def _rounds_plot(panels: Sequence[Panel], marked: int | None, *, narrow: bool) -
 
 def _series(series: Series, scaled: Sequence[tuple[int, float, float, float]]) -> Markup:
     path = " ".join(f"{'L' if i else 'M'}{px:.1f} {py:.1f}" for i, (_, _, px, py) in enumerate(scaled))
-    parts = [Markup('<path class="curve" d="{}"/>').format(path)] if len(scaled) > 1 else []
+    parts = [Markup('<path class="curve" d="{}"/>').format(path)] if series.joined and len(scaled) > 1 else []
     dense = len(scaled) > 60
     for i, (number, value, px, py) in enumerate(scaled):
         if dense and i not in (0, len(scaled) - 1):
@@ -240,7 +242,7 @@ def _describe_series(panel: Panel, series: Series) -> str:
 def _legend(series: Iterable[Series], y: float) -> Markup:
     parts, at = [], 2.0
     for one in series:
-        curve = Markup('<path class="curve" d="M{:.1f} {:.1f} h26"/>').format(at, y - 4)
+        curve = Markup('<path class="curve" d="M{:.1f} {:.1f} h26"/>').format(at, y - 4) if one.joined else Markup()
         name = _text("tick", at + 33, y, one.name, "start")
         parts.append(Markup('<g class="{}">{}{}{}</g>').format(one.style, curve, _marker(one.style, at + 13, y - 4), name))
         at += 60 + 6.6 * len(one.name)
@@ -252,7 +254,9 @@ def _marker(style: Style, x: float, y: float) -> Markup:
         return Markup('<path class="mark" d="M{:.1f} {:.1f} l7 7 -7 7 -7 -7z"/>').format(x, y - 7)
     if style == "validation":
         return Markup('<rect class="mark" x="{:.1f}" y="{:.1f}" width="7" height="7"/>').format(x - 3.5, y - 3.5)
-    return Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(x, y, 5 if style in ("reference", "before") else 4)
+    return Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(
+        x, y, 5 if style in ("reference", "before") else 4
+    )
 
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> Markup:

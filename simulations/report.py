@@ -1,9 +1,9 @@
 """``report.html``: a run on one page that needs nothing else, for a person who never saw the project.
 
-The page is made from what the run's folder holds (``result.json``, ``rounds.jsonl``, ``config.toml``; see ``docs/results.md``) and
-from nothing else, so it can be made again at any time. It requests nothing: styles and figures are inline, there are no scripts,
-and a content security policy says so to the browser. Everything that comes from data is escaped. A run that was interrupted
-renders as well; what is missing is shown as a dash.
+The page is made from what the run's folder holds (``result.json``, ``rounds.jsonl``, ``config.toml``; see ``docs/results.md``)
+and from nothing else, so it can be made again at any time. It requests nothing: styles and figures are inline, there are no
+scripts, and a content security policy says so to the browser. Everything that comes from data is escaped. A run that was
+interrupted renders as well; what is missing is shown as a dash.
 
 Shown figures are rounded; the full value is in the ``value`` attribute of its ``<data>`` element.
 """
@@ -23,7 +23,7 @@ from common.config import Config, load
 from common.durable import write_durably
 from common.errors import DataError
 from simulations import report_text as text
-from simulations.plots import Dot, Level, Panel, Series, dot_plot, rounds_plot
+from simulations.plots import Dot, Level, Panel, Series, Style, dot_plot, rounds_plot
 
 SCHEMA = 1
 MOST_SILOS = 24
@@ -47,7 +47,7 @@ class Row:
     """One recommender in a table of metrics."""
 
     title: str
-    style: str
+    style: Style
     values: Mapping[str, Any]
 
     def interval(self, key: str) -> tuple[float, float] | None:
@@ -87,11 +87,11 @@ def read_run(run_folder: Path) -> Run:
     if missing:
         raise DataError(f"{', '.join(missing)} missing: this is no result of a run", result_path)
     if result["schema"] != SCHEMA:
-        raise DataError(f"schema {result['schema']!r}, this version reads {SCHEMA}: run it again, or use the other version", result_path)
+        raise DataError(
+            f"schema {result['schema']!r}, this version reads {SCHEMA}: run it again, or use the other version", result_path
+        )
     rounds = [
-        _parse(line, rounds_path, number)
-        for number, line in enumerate(_read(rounds_path).splitlines(), start=1)
-        if line.strip()
+        _parse(line, rounds_path, number) for number, line in enumerate(_read(rounds_path).split("\n"), start=1) if line.strip()
     ]
     return Run(result, rounds, load(config_path), _read(config_path))
 
@@ -114,6 +114,7 @@ def render(run: Run) -> str:
         columns=columns,
         key=key,
         rounds=run.rounds,
+        has_test=any(r.get("test") for r in run.rounds),
         has_loss=any(r.get("loss") is not None for r in run.rounds),
         protected=result["mode"] != "none",
         silos=silos,
@@ -126,6 +127,7 @@ def render(run: Run) -> str:
         privacy=text.privacy(result),
         reported_round=text.reported_round(result),
         interruption=text.interruption(result),
+        comparison=text.comparison(result),
         rounds_figure=_rounds_figure(run, key),
         silos_figure=_silos_figure(silos, result, key),
         references_figure=_references_figure([*own, *_reference_rows(result, key)], key),
@@ -167,22 +169,29 @@ def _reference_rows(result: Mapping[str, Any], key: str) -> list[Row]:
 
 
 def _rounds_figure(run: Run, key: str) -> Markup | None:
-    quality = [
-        Series("validation", _points(run.rounds, "validation", key), "validation"),
-        Series("test", _points(run.rounds, "test", key), "test"),
-    ]
+    quality = [Series("validation", _points(run.rounds, "validation", key), "validation"), _test_series(run, key)]
     if not any(series.points for series in quality):
         return None
     popular = next((r for r in run.result.get("references") or () if r["name"] == "popularity" and r.get(key) is not None), None)
     levels = [] if popular is None else [Level(f"popularity (test) {popular[key]:.4f}", popular[key])]
     panels = [Panel(f"Quality: {key.upper()}", quality, levels)]
     if run.result["mode"] == "none":
-        panels.append(Panel("Training loss, nats", [Series("loss", _points(run.rounds, "loss"), "spent")], height=90))
+        panels.append(Panel("Loss on validation items, nats", [Series("loss", _points(run.rounds, "loss"), "spent")], height=90))
     else:
         spent = [Series("ε spent", _points(run.rounds, "epsilon"), "spent")]
         budget = run.config.privacy.epsilon
         panels.append(Panel("Privacy: ε spent so far", spent, [Level(f"agreed limit {budget:g}", budget)], height=110))
     return rounds_plot(panels, marked=run.result["selected_round"])
+
+
+def _test_series(run: Run, key: str) -> Series:
+    """Test figures of all rounds; where only the first and the reported state were tested, these two points."""
+    every_round = _points(run.rounds, "test", key)
+    if every_round:
+        return Series("test", every_round, "test")
+    ends = {0: (run.result.get("before_training") or {}).get(key)}
+    ends[run.result["selected_round"]] = run.result.get(key)
+    return Series("test", [(number, value) for number, value in ends.items() if value is not None], "test", joined=False)
 
 
 def _silos_figure(silos: Sequence[Mapping[str, Any]], result: Mapping[str, Any], key: str) -> Markup | None:
@@ -199,7 +208,7 @@ def _silos_figure(silos: Sequence[Mapping[str, Any]], result: Mapping[str, Any],
 
 
 def _references_figure(rows: Sequence[Row], key: str) -> Markup | None:
-    dots = [Dot(row.title, row.values.get(key), row.interval(key), row.style) for row in rows]  # type: ignore[arg-type]
+    dots = [Dot(row.title, row.values.get(key), row.interval(key), row.style) for row in rows]
     if all(dot.value is None for dot in dots):
         return None
     dots.sort(key=lambda dot: -1.0 if dot.value is None else dot.value, reverse=True)

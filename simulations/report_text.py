@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+OWN_REFERENCES = frozenset({"local-only", "centralised"})
+"""References that are our own model."""
+
+_COUNTS = ("Several", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -37,7 +41,7 @@ def metrics(k: int) -> tuple[Metric, ...]:
         Metric(f"hr@{k}", f"HR@{k}", 4, f"Hit rate: share of users whose held-out item is among the first {k} recommendations."),
         Metric("mrr", "MRR", 4, "Mean of 1 / rank of the held-out item, without a cut-off."),
         Metric("auc", "AUC", 4, "Share of all other items that rank below the held-out item; 0.5 is chance."),
-        Metric(f"coverage@{k}", f"Coverage@{k}", 4, f"Share of the catalogue that is among somebody's first {k}."),
+        Metric(f"coverage@{k}", f"Coverage@{k}", 4, f"Share of the catalogue that is among somebody’s first {k}."),
         Metric(
             f"novelty@{k}",
             f"Novelty@{k}",
@@ -61,7 +65,9 @@ def quality(result: Mapping[str, Any]) -> tuple[str, str]:
     if own is None:
         return "Quality was not measured", "The run ended before its model was evaluated."
     hits = result.get(f"hr@{k}")
-    behind = [] if hits is None else [f"For {100 * hits:.1f} % of users, the item they chose next is among the first {k} recommended."]
+    behind = (
+        [] if hits is None else [f"For {100 * hits:.1f} % of users, the item they chose next is among the first {k} recommended."]
+    )
     popular = _reference(result, "popularity")
     if popular is None or not popular.get(key):
         head = f"NDCG@{k} is {own:.4f}"
@@ -90,63 +96,88 @@ def _times(ratio: float) -> str:
     return f"Worse than recommending what is popular ({ratio:.2f} times as good)"
 
 
-def privacy(result: Mapping[str, Any]) -> tuple[str, str]:
-    """The headline about privacy, and the guarantee in plain words."""
+def privacy(result: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The headline about privacy, and the guarantee in plain words, by paragraph."""
     if result["mode"] == "none":
-        return (
-            "NOTHING is protected",
-            "This is a reference run without privacy: the updates of the silos were sent as they are, and the model may give away "
-            "who was in the data and what they did. Use it to compare, not to protect anybody.",
-        )
+        return "NOTHING is protected", [
+            "This is a reference run without privacy: the updates of the silos were sent as they are, and the model may give "
+            "away who was in the data and what they did. Use it to compare, not to protect anybody."
+        ]
     spent, delta = result.get("epsilon"), result.get("delta")
     if spent is None or delta is None:
-        return "Privacy was not accounted for", "The run ended before its budget was computed: do not rely on any guarantee."
-    head = f"Each user of each silo is protected: ε = {epsilon(spent)}, δ = {small(delta)}"
-    words = (
-        "The guarantee is user-level (add/remove: one user of one silo, with everything they ever did, present or absent) and holds "
-        "against everybody, the coordinator included. "
-        f"In words: no outcome, whatever is looked at of what the silos sent or of the model, becomes more than {odds(spent)} times "
-        f"likelier or less likely because one user took part, up to an exception of probability δ. This bounds the worst case; a "
-        f"smaller ε protects more. Who is a user of several silos is protected in each of them separately."
-    )
+        return "Privacy was not accounted for", ["The run ended before its budget was computed: do not rely on any guarantee."]
+    words = [
+        "The guarantee is user-level (add/remove: one user of one silo, with everything they ever did, present or absent) and "
+        "holds against everybody, the coordinator included.",
+        f"In words: no outcome, whatever is looked at of what the silos sent or of the model, becomes more than {odds(spent)} "
+        f"times likelier or less likely because one user took part, up to an exception of probability δ. This bounds the worst "
+        f"case; a smaller ε protects more. Who is a user of several silos is protected in each of them separately.",
+    ]
     tighter = result.get("epsilon_pld")
     if tighter is not None:
-        words += (
-            f" Counted more tightly (privacy loss distributions, valid because the noise was fixed in advance), the same run "
-            f"has ε = {epsilon(tighter)}."
+        words.append(
+            f"Counted more tightly (privacy loss distributions, valid because the noise was fixed in advance), the same run has "
+            f"ε = {epsilon(tighter)}."
         )
-    return head, words
+    return f"Each user of each silo is protected: ε\u00a0=\u00a0{epsilon(spent)}, δ\u00a0=\u00a0{small(delta)}", words
 
 
 def lead(result: Mapping[str, Any]) -> str:
     """What happened, in two sentences."""
     silos = result.get("silos") or ()
-    who = "One organisation (silo)" if len(silos) == 1 else f"{len(silos) or 'Several'} organisations (silos)"
-    sent = "updates without any protection" if result["mode"] == "none" else "updates with noise that hides every single user"
+    many = _COUNTS[len(silos)] if len(silos) < len(_COUNTS) else str(len(silos))
+    who = "One organisation (silo)" if len(silos) == 1 else f"{many} organisations (silos)"
+    sent = (
+        "updates without any protection"
+        if result["mode"] == "none"
+        else "updates with noise that bounds what they tell about any single user"
+    )
     return (
-        f"{who} trained one recommender {'' if len(silos) == 1 else 'together '}in {plural(result['rounds'], 'round')}, simulated on "
-        f"one machine. Users’ histories stayed with their silo; what the coordinator received were {sent}."
+        f"{who} trained one recommender {'' if len(silos) == 1 else 'together '}in {plural(result['rounds'], 'round')}, "
+        f"simulated on one machine. Users’ histories stayed with their silo; what the coordinator received were {sent}."
     )
 
 
 def reported_round(result: Mapping[str, Any]) -> str:
-    """Which state of the model the figures belong to."""
+    """Which state of the model the figures belong to; empty if there are none."""
+    if result.get(f"ndcg@{result['k']}") is None:
+        return ""
     number = result["selected_round"]
     state = "before training" if number == 0 else f"after round {number}"
     if result.get("selection") == "validation":
-        return f"The model {state} is reported: the round that was best on the validation items, which reads private data unprotected."
-    return f"The model {state} is reported: the last one there is."
+        return f"These are figures of the model {state}, chosen on the validation items, which reads private data unprotected."
+    return (
+        f"These are figures of the model {state}, the last {'there is' if number == result['rounds'] else 'that was evaluated'}."
+    )
 
 
 def interruption(result: Mapping[str, Any]) -> str:
     """What a reader must know of a run that was stopped before its time; empty if it was not."""
+    done, planned = result["rounds"], result["rounds_planned"]
     if result["status"] == "finished":
         return ""
-    done = plural(result["rounds"], "round")
-    return (
-        f"This run was interrupted after {done} of {result['rounds_planned']}. All figures are those of the last finished round; "
-        f"what was not measured is shown as –."
+    when = (
+        f"after {done} of {plural(planned, 'round')}" if done < planned else "after its last round, while it was being compared"
     )
+    return f"This run was stopped {when}. What was not measured is shown as – or left out."
+
+
+def comparison(result: Mapping[str, Any]) -> str:
+    """How the references were made, so far as a reader must know it to compare."""
+    names = {reference["name"] for reference in result.get("references") or ()}
+    own = names & OWN_REFERENCES
+    words = []
+    if names - own:
+        words.append(
+            "The reference recommenders learned without any privacy from all silos’ data in one place, which the silos would "
+            "not allow."
+        )
+    if own:
+        words.append(
+            "References that are called silorec are this model trained in another way, in this run’s privacy mode and with its "
+            "budget."
+        )
+    return " ".join(words)
 
 
 def epsilon(value: float) -> str:

@@ -185,6 +185,7 @@ def _observe(
         "loss": None if judged is None else judged.loss,
         "epsilon": spent,
         "validation": None if judged is None else judged.evaluation.summary(evaluation.k),
+        "test": None,
         "selected": progress.best is not None and progress.best[0] == number,
     }
 

@@ -39,6 +39,12 @@ class Manifest:
     catalogue: str
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.shapes) or len(set(self.names)) != len(self.names):
+            raise ModelError(
+                f"a manifest needs one shape for each name, got {len(set(self.names))} names and {len(self.shapes)} shapes"
+            )
+
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(shape) for shape in self.shapes)
@@ -76,7 +82,10 @@ class Manifest:
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
                 return f"{what} is {theirs!r} instead of {mine!r}"
-        mine_shapes, their_shapes = dict(zip(self.names, self.shapes, strict=True)), dict(zip(other.names, other.shapes, strict=True))
+        mine_shapes, their_shapes = (
+            dict(zip(self.names, self.shapes, strict=True)),
+            dict(zip(other.names, other.shapes, strict=True)),
+        )
         for name, shape in mine_shapes.items():
             if name not in their_shapes:
                 return f"parameter {name!r} is missing"

@@ -77,7 +77,8 @@ def load_backbone(name: str, *, causal: bool = True) -> Backbone:
     Raises
     ------
     ModelError
-        If the name is neither a preset, a folder, nor an id that Transformers can load.
+        If the name is neither a preset, a folder, nor an id that Transformers can load, or if ``causal`` is asked of a model
+        that is not.
     """
     with _quiet_transformers():
         if name in _PRESETS:
@@ -86,6 +87,8 @@ def load_backbone(name: str, *, causal: bool = True) -> Backbone:
             model, tokenizer = _load_pretrained(name, causal)
     model.requires_grad_(False)
     model.eval()
+    if causal and name not in _PRESETS:
+        _require_causal(name, model)
     config: Any = model.config
     return Backbone(
         name=name,
@@ -102,7 +105,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
 
 
@@ -119,10 +122,30 @@ def _load_pretrained(name: str, causal: bool, **options: Any) -> tuple[nn.Module
     except (OSError, ValueError, KeyError, ImportError) as error:
         known = ", ".join(presets())
         raise ModelError(
-            f"cannot load the language model {name!r} ({str(error).splitlines()[0]}); give a preset ({known}), a Hugging Face id that "
-            "this machine can reach, or a folder with config.json, weights and tokenizer"
+            f"cannot load the language model {name!r} ({(str(error).splitlines() or ['no reason given'])[0]}); give a preset "
+            f"({known}), a Hugging Face id that this machine can reach, or a folder with config.json, weights and tokenizer"
         ) from error
     return model, tokenizer
+
+
+def _require_causal(name: str, model: Any) -> None:
+    """A later token must not change an earlier hidden state, else the recommender reads what it has to predict."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 3, int(model.config.hidden_size), generator=generator).repeat(2, 1, 1)
+    tokens[1, 2] = -tokens[0, 2]
+    try:
+        with torch.inference_mode():
+            places = torch.arange(3).repeat(2, 1)
+            hidden = model(inputs_embeds=tokens, attention_mask=torch.ones_like(places), position_ids=places).last_hidden_state
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{name!r} is no language model that reads soft tokens ({error}); use a Llama-, GPT- or BERT-like one"
+        ) from None
+    if not torch.allclose(hidden[0, :2], hidden[1, :2], rtol=1e-3, atol=1e-4):
+        raise ModelError(
+            f"{name!r} ({model.config.model_type}) looks at later tokens; use a decoder (Llama- or GPT-like), or a BERT- or "
+            "RoBERTa-like encoder, which can be made causal"
+        )
 
 
 @preset("minilm")
@@ -178,7 +201,9 @@ class ByteTokenizer:
 
     cls_token_id = 1
 
-    def __call__(self, text: str, *, add_special_tokens: bool = False, truncation: bool = False, max_length: int | None = None) -> Any:
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = False, truncation: bool = False, max_length: int | None = None
+    ) -> Any:
         ids = list(text.encode("ascii", "replace"))
         return {"input_ids": ids[:max_length] if truncation and max_length else ids}
 

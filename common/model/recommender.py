@@ -46,7 +46,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.items.ndim != 2 or self.text.ndim != 2 or len(self.items) != len(self.text):
-            raise ModelError(f"a batch needs items (B, T) and text (B, P), got {tuple(self.items.shape)}, {tuple(self.text.shape)}")
+            raise ModelError(
+                f"a batch needs items (B, T) and text (B, P), got {tuple(self.items.shape)}, {tuple(self.text.shape)}"
+            )
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.items.to(device), self.text.to(device))
@@ -167,22 +169,30 @@ def recency_pool(vectors: Tensor, decay: float) -> Tensor:
 def build_recommender(
     config: Config, catalogue: Catalogue, *, device: torch.device | None = None, progress: Progress | None = None
 ) -> Recommender:
-    """A recommender over ``catalogue`` with trainable parameters initialised from ``config.run.seed``.
+    """A recommender over ``catalogue`` with trainable parameters initialised from ``config.run.seed``, in evaluation mode.
 
     Two processes with equal configuration and catalogue build equal models.
 
     Raises
     ------
     ModelError
-        If the backbone or the encoder cannot be loaded.
+        If the backbone or the encoder cannot be loaded, or the backbone is too short for the window and the user's text.
     """
     device = device or pick_device(config.run.device)
     vectors = item_vectors(catalogue, config.model.encoder, device=device, progress=progress)
     backbone = load_backbone(config.model.backbone)
+    _check_length(backbone, config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         model = Recommender(config.model, backbone, vectors, catalogue.fingerprint)
-    return model.to(device)
+    return model.to(device).eval()
+
+
+def _check_length(backbone: Backbone, config: ModelConfig) -> None:
+    room = getattr(backbone.model.config, "max_position_embeddings", None)
+    needed = config.window + (config.text_tokens if config.user_text else 0)
+    if room is not None and needed > room:
+        raise ModelError(f"{backbone.name} reads {room} tokens, model.window and model.text_tokens ask for {needed}: lower them")
 
 
 def pick_device(name: str) -> torch.device:
@@ -243,6 +253,23 @@ def _embed_matrix(dim: int, width: int) -> Tensor:
     return q if dim > width else q.T
 
 
+def _linear_layers_of_top(backbone: Backbone, n_layers: int) -> list[str]:
+    """Full names of what LoRA adapts in the last ``n_layers`` layers.
+
+    peft's own ``layers_to_transform`` misses layers whose list is not nested in anything, as in ``LlamaModel.layers``.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    chosen = []
+    for name, module in backbone.model.named_modules():
+        *path, last = name.split(".")
+        layer = next((int(part) for part in path if part.isdigit()), -1)
+        wanted = backbone.lora_targets == "all-linear" or last in backbone.lora_targets
+        if wanted and layer >= backbone.n_layers - n_layers and isinstance(module, nn.Linear | Conv1D):
+            chosen.append(name)
+    return chosen
+
+
 def _with_lora(backbone: Backbone, config: ModelConfig) -> nn.Module:
     """Put trainable LoRA adapters (Hu et al. 2021) on the backbone, or return it frozen when the rank is 0."""
     if config.lora_rank == 0:
@@ -251,14 +278,12 @@ def _with_lora(backbone: Backbone, config: ModelConfig) -> nn.Module:
 
     if config.lora_layers > backbone.n_layers:
         raise ModelError(f"model.lora_layers = {config.lora_layers}, but {backbone.name} has {backbone.n_layers} layers")
-    top = list(range(backbone.n_layers - config.lora_layers, backbone.n_layers)) if config.lora_layers else None
-    targets = backbone.lora_targets
+    targets = _linear_layers_of_top(backbone, config.lora_layers) if config.lora_layers else backbone.lora_targets
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        layers_to_transform=top,
         bias="none",
     )
     return inject_adapter_in_model(lora, backbone.model)

@@ -6,14 +6,24 @@ are chosen adaptively, and PLD (Koskela et al. 2020; Doroshenko et al. 2022), ti
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from common.errors import PrivacyError
 from common.privacy.events import Event, Unprotected
 
 Method = Literal["rdp", "pld"]
+
+#: Width in nats of the grid on which PLDs are rounded up: a bound at any width. Against 1e-4, dp_accounting's default, this one
+#: gives up less than 0.001 % for tens of steps and some 1 % for a thousand of tiny loss, and takes a tenth of the time.
+PLD_INTERVAL = 1e-3
+
+#: No budget asks for less noise than this: below it nothing is hidden, and the bounds are numerically of no use.
+LEAST_NOISE = 0.05
 
 
 def epsilon(events: Sequence[Event], delta: float, method: Method = "rdp") -> float:
@@ -31,13 +41,20 @@ def epsilon(events: Sequence[Event], delta: float, method: Method = "rdp") -> fl
     if not events:
         return 0.0
     accountant = _accountant(method)
-    for event in events:
-        accountant.compose(event.to_dp_event())
-    return float(accountant.get_epsilon(delta))
+    with _quiet():
+        for event, times in Counter(event.to_dp_event() for event in events).items():
+            accountant.compose(event, times)
+        return float(accountant.get_epsilon(delta))
 
 
 def noise_for_gaussian(target_epsilon: float, delta: float, method: Method = "rdp") -> float:
-    """Least noise multiplier of a single Gaussian release within ``(target_epsilon, delta)``."""
+    """Least noise multiplier of a single Gaussian release within ``(target_epsilon, delta)``.
+
+    Raises
+    ------
+    PrivacyError
+        If the budget is not positive, or too small or too large for any noise to meet it.
+    """
     import dp_accounting
 
     return _calibrate(lambda sigma: dp_accounting.GaussianDpEvent(sigma), target_epsilon, delta, method)
@@ -62,7 +79,7 @@ def noise_for_steps(
     Raises
     ------
     PrivacyError
-        If ``before`` alone passes the budget.
+        If ``before`` alone passes the budget, or as :func:`noise_for_gaussian`.
     """
     import dp_accounting
 
@@ -83,24 +100,44 @@ def noise_for_steps(
 def _accountant(method: Method) -> Any:
     from dp_accounting import pld, rdp
 
-    return rdp.RdpAccountant() if method == "rdp" else pld.PLDAccountant()
+    return rdp.RdpAccountant() if method == "rdp" else pld.PLDAccountant(value_discretization_interval=PLD_INTERVAL)
 
 
-def _calibrate(make_event: Any, target_epsilon: float, delta: float, method: Method) -> float:
-    """Bisect for the least noise multiplier, rounded up so that the target is met."""
+def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta: float, method: Method) -> float:
+    """Search for the least noise multiplier, rounded up so that the target is met."""
     import dp_accounting
 
     if not target_epsilon > 0:
         raise PrivacyError(f"epsilon = {target_epsilon}, must be positive")
     if not 0 < delta < 1:
         raise PrivacyError(f"delta = {delta}, must be in (0, 1)")
-    tolerance = 1e-5
-    sigma = dp_accounting.calibrate_dp_mechanism(
-        lambda: _accountant(method),
-        make_event,
-        target_epsilon,
-        delta,
-        dp_accounting.LowerEndpointAndGuess(0.05, 1.0),
-        tol=tolerance,
-    )
+    tolerance, bracket = 1e-5, dp_accounting.LowerEndpointAndGuess(LEAST_NOISE, 1.0)
+    if method == "pld":  # its figures for little noise take minutes: search down from what the looser bound asks for
+        high = _calibrate(make_event, target_epsilon, delta, "rdp")
+        low = 0.8 * high
+        while low > LEAST_NOISE and _accountant(method).compose(make_event(low)).get_epsilon(delta) <= target_epsilon:
+            low *= 0.8
+        tolerance, bracket = 1e-4 * high, dp_accounting.ExplicitBracketInterval(low, high)
+    try:
+        with _quiet():
+            sigma = dp_accounting.calibrate_dp_mechanism(
+                lambda: _accountant(method), make_event, target_epsilon, delta, bracket, tol=tolerance
+            )
+    except (ValueError, dp_accounting.mechanism_calibration.NoBracketIntervalFoundError):
+        raise PrivacyError(
+            f"no noise multiplier above {LEAST_NOISE} spends just epsilon = {target_epsilon:g} at delta = {delta:g}; "
+            "choose a budget that is neither tiny nor huge"
+        ) from None
     return float(sigma)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings about Rényi orders that it leaves out: the bound over the others stands."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

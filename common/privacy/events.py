@@ -32,6 +32,7 @@ class GaussianCount:
 
     def __post_init__(self) -> None:
         _positive(self.kind, noise_multiplier=self.noise_multiplier, max_norm=self.max_norm)
+        _whole(self.kind, 0, round=self.round)
 
     def to_dp_event(self) -> Any:
         """The event in ``dp_accounting``'s terms."""
@@ -56,7 +57,9 @@ class PoissonGaussianSteps:
     kind: ClassVar[str] = "poisson-gaussian-steps"
 
     def __post_init__(self) -> None:
-        _positive(self.kind, noise_multiplier=self.noise_multiplier, max_grad_norm=self.max_grad_norm, steps=self.steps)
+        _positive(self.kind, noise_multiplier=self.noise_multiplier, max_grad_norm=self.max_grad_norm)
+        _whole(self.kind, 1, steps=self.steps)
+        _whole(self.kind, 0, round=self.round)
         if not 0 < self.sampling_probability <= 1:
             raise PrivacyError(f"{self.kind}: sampling_probability = {self.sampling_probability}, must be in (0, 1]")
 
@@ -77,6 +80,9 @@ class Unprotected:
     what: str
     round: int = 0
     kind: ClassVar[str] = "unprotected"
+
+    def __post_init__(self) -> None:
+        _whole(self.kind, 0, round=self.round)
 
     def to_dp_event(self) -> Any:
         """The event in ``dp_accounting``'s terms."""
@@ -110,3 +116,9 @@ def _positive(kind: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise PrivacyError(f"{kind}: {name} = {value}, must be positive and finite")
+
+
+def _whole(kind: str, least: int, **values: int) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < least:
+            raise PrivacyError(f"{kind}: {name} = {value!r}, must be a whole number from {least}")

@@ -1,0 +1,178 @@
+"""Epsilon against dp_accounting composed by hand, against a closed form written down here, and against Opacus."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting import pld, rdp
+from opacus.accountants.analysis import rdp as opacus_rdp
+from scipy import stats
+
+from common.errors import PrivacyError
+from common.privacy.accountant import Method, epsilon, noise_for_gaussian, noise_for_steps
+from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps, Unprotected
+
+RUN: tuple[Event, ...] = (
+    GaussianCount(3.0, 1.0),
+    PoissonGaussianSteps(1.1, 0.05, 4, 1.0, 1),
+    PoissonGaussianSteps(1.1, 0.05, 4, 1.0, 2),
+    PoissonGaussianSteps(1.7, 0.1, 9, 0.5, 3),
+    PoissonGaussianSteps(1.1, 0.05, 4, 1.0, 4),
+)
+ORDERS = range(2, 257)
+
+
+def rdp_of_sampled_gaussian(q: float, sigma: float, order: int) -> float:
+    """Mironov, Talwar & Zhang 2019, section 3.3, whole orders: log of the sum over k of C(a, k) (1-q)^(a-k) q^k exp(k(k-1)/2σ²),
+    over a - 1."""
+    if q == 1.0:
+        return order / (2 * sigma**2)
+    terms = [
+        math.lgamma(order + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(order - k + 1)
+        + (order - k) * math.log1p(-q)
+        + k * math.log(q)
+        + k * (k - 1) / (2 * sigma**2)
+        for k in range(order + 1)
+    ]
+    top = max(terms)
+    return (top + math.log(math.fsum(math.exp(t - top) for t in terms))) / (order - 1)
+
+
+def epsilon_from_rdp(divergences: Sequence[float], orders: Sequence[int], delta: float) -> float:
+    """Canonne, Kamath & Steinke 2020, proposition 12."""
+    return min(
+        r + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for r, a in zip(divergences, orders, strict=True)
+    )
+
+
+@pytest.mark.parametrize("delta", [1e-5])
+def test_a_run_costs_what_dp_accounting_says_of_all_its_rounds_together(delta: float) -> None:
+    accountant = rdp.RdpAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(3.0))
+    for sigma, q, steps in ((1.1, 0.05, 12), (1.7, 0.1, 9)):
+        for _ in range(steps):
+            accountant.compose(dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma)))
+    assert epsilon(RUN, delta) == pytest.approx(accountant.get_epsilon(delta), abs=1e-6)
+
+
+def test_the_tighter_bound_is_what_dp_accounting_says_too() -> None:
+    """Its grid of 1e-3 nats is coarser than the library's own: a little above, never below."""
+    accountant = pld.PLDAccountant()
+    for event in RUN:
+        accountant.compose(event.to_dp_event())
+    fine = accountant.get_epsilon(1e-4)
+    assert fine - 1e-6 <= epsilon(RUN, 1e-4, "pld") <= fine * 1.001
+
+
+@pytest.mark.parametrize(("q", "sigma", "steps"), [(0.25, 1.1, 24), (0.01, 0.9, 1000), (0.5, 5.0, 60), (1.0, 3.0, 10)])
+def test_rdp_of_poisson_sampled_gaussians_is_the_closed_form(q: float, sigma: float, steps: int) -> None:
+    """dp_accounting tries more orders, so it may be below the closed form's figure, but by little."""
+    ours = epsilon([PoissonGaussianSteps(sigma, q, steps, 1.0)], 1e-5)
+    closed = epsilon_from_rdp([steps * rdp_of_sampled_gaussian(q, sigma, a) for a in ORDERS], ORDERS, 1e-5)
+    assert ours <= closed + 1e-9
+    assert ours == pytest.approx(closed, rel=0.02)
+    accountant = rdp.RdpAccountant(orders=list(ORDERS))
+    accountant.compose(PoissonGaussianSteps(sigma, q, steps, 1.0).to_dp_event())
+    assert accountant.get_epsilon(1e-5) == pytest.approx(closed, rel=1e-9)
+
+
+@pytest.mark.parametrize(("q", "sigma", "steps"), [(0.25, 1.1, 24), (0.01, 0.9, 1000), (0.5, 5.0, 60)])
+def test_opacus_agrees(q: float, sigma: float, steps: int) -> None:
+    divergences = opacus_rdp.compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=list(ORDERS))
+    np.testing.assert_allclose(divergences, [steps * rdp_of_sampled_gaussian(q, sigma, a) for a in ORDERS], rtol=1e-9)
+    theirs, _ = opacus_rdp.get_privacy_spent(orders=list(ORDERS), rdp=divergences, delta=1e-5)
+    assert epsilon([PoissonGaussianSteps(sigma, q, steps, 1.0)], 1e-5) == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 6.0])
+def test_one_gaussian_is_bounded_from_above(sigma: float) -> None:
+    """The exact curve of Balle & Wang 2018, theorem 8; PLD comes within a thousandth, RDP stays above."""
+    delta = 1e-5
+
+    def exact_delta(eps: float) -> float:
+        return float(stats.norm.cdf(0.5 / sigma - eps * sigma) - math.exp(eps) * stats.norm.cdf(-0.5 / sigma - eps * sigma))
+
+    event = [GaussianCount(sigma, 1.0)]
+    assert exact_delta(epsilon(event, delta, "pld")) <= delta * (1 + 1e-6)
+    assert exact_delta(epsilon(event, delta, "pld") - 2e-3) > delta
+    assert exact_delta(epsilon(event, delta, "rdp")) < delta
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-7])
+def test_the_tighter_bound_is_tighter(delta: float) -> None:
+    assert 0 < epsilon(RUN, delta, "pld") < epsilon(RUN, delta, "rdp")
+
+
+@pytest.mark.parametrize("method", ["rdp", "pld"])
+def test_more_releases_cost_more(method: Method) -> None:
+    spent = [epsilon(RUN[:n], 1e-4, method) for n in range(len(RUN) + 1)]
+    assert spent[0] == 0.0
+    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert epsilon(RUN[::-1], 1e-4, method) == pytest.approx(spent[-1], rel=1e-9)
+
+
+def test_one_unprotected_release_costs_everything() -> None:
+    assert epsilon([*RUN, Unprotected("update", 1)], 1e-4) == math.inf
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_delta_is_a_probability(delta: float) -> None:
+    for ask in (lambda: epsilon(RUN, delta), lambda: epsilon([], delta), lambda: noise_for_gaussian(1.0, delta)):
+        with pytest.raises(PrivacyError, match="delta"):
+            ask()
+
+
+@pytest.mark.parametrize("method", ["rdp", "pld"])
+@pytest.mark.parametrize(("target", "delta"), [(0.2, 1e-2), (1.0, 1e-5), (8.0, 1e-3)])
+def test_the_noise_of_one_release_meets_the_budget_from_below_and_wastes_less_than_a_hundredth(
+    target: float, delta: float, method: Method
+) -> None:
+    sigma = noise_for_gaussian(target, delta, method)
+    spent = epsilon([GaussianCount(sigma, 1.0)], delta, method)
+    assert 0.99 * target <= spent <= target
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps", "method"),
+    [
+        (8.0, 1e-3, 0.25, 24, "rdp"),
+        (4.0, 1e-3, 0.05, 24, "pld"),
+        (1.0, 1e-5, 0.05, 500, "rdp"),
+        (0.1, 1e-4, 1.0, 10, "rdp"),
+    ],
+)
+def test_the_noise_of_a_run_leaves_room_for_what_came_before(
+    target: float, delta: float, q: float, steps: int, method: Method
+) -> None:
+    before = [GaussianCount(noise_for_gaussian(0.15 * target, delta, method), 1.0)]
+    sigma = noise_for_steps(target, delta, sampling_probability=q, steps=steps, before=before, method=method)
+    spent = epsilon([*before, PoissonGaussianSteps(sigma, q, steps, 1.0)], delta, method)
+    assert 0.99 * target <= spent <= target
+    alone = noise_for_steps(target, delta, sampling_probability=q, steps=steps, method=method)
+    assert alone < sigma
+
+
+def test_a_budget_that_is_spent_before_training_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="the releases before training spend all of epsilon"):
+        noise_for_steps(1.0, 1e-5, sampling_probability=0.1, steps=10, before=[GaussianCount(1.0, 1.0)])
+
+
+@pytest.mark.parametrize(("target", "method"), [(0.0, "rdp"), (-1.0, "pld"), (1e9, "rdp")])
+def test_an_impossible_budget_is_refused(target: float, method: Method) -> None:
+    with pytest.raises(PrivacyError, match="epsilon"):
+        noise_for_gaussian(target, 1e-5, method)
+    with pytest.raises(PrivacyError, match="epsilon"):
+        noise_for_steps(target, 1e-5, sampling_probability=0.1, steps=10, method=method)
+
+
+def test_the_library_leaves_no_warnings_on_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        epsilon([PoissonGaussianSteps(1.0, 0.25, 24, 1.0)], 1e-3)  # leaves out orders that do not converge
+    assert not caplog.records
