@@ -14,6 +14,7 @@ more than the clip. Drawn in secret they are independent of who else is there.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -283,7 +284,10 @@ def per_user_gradients(model: Recommender, batch: Batch, targets: Tensor, data: 
     if len(targets):
         with autocast(config, model.device):
             losses = user_losses(model, batch, targets, data, config.training.label_smoothing)
-        losses.sum().backward()
+        with warnings.catch_warnings():
+            # Layers that read item vectors have inputs without gradients: worth a warning to PyTorch, fine for Opacus.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses.sum().backward()
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -292,7 +296,8 @@ def per_user_gradients(model: Recommender, batch: Batch, targets: Tensor, data: 
             gradient = parameter.new_zeros((len(targets), *parameter.shape))
         gradient = gradient.float()
         finite = torch.isfinite(gradient.flatten(1)).all(1) if len(targets) else torch.ones(0, dtype=torch.bool)
-        parameter.grad_sample = gradient if bool(finite.all()) else torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+        whole = bool(finite.all())
+        parameter.grad_sample = gradient if whole else torch.nan_to_num(gradient, 0.0, 0.0, 0.0)  # type: ignore[attr-defined]
 
 
 def _drop_per_user_gradients(model: Recommender) -> None:

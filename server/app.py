@@ -1,7 +1,7 @@
 """The coordinator's Flower app: ``server.app:app``.
 
 It reads the run's configuration, builds the adapter to start from, runs the federation, and writes the last adapter into the
-run's ``app.out`` folder. It holds no data but the public catalogue.
+run's ``app.out`` folder, with the one before the first round. It holds no data but the public catalogue.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from common.config import Config
 from common.privacy.plan import plan_for
 from common.protocol import config_hash, read_run_config
-from server.checkpoint import Checkpoint, save_final
+from server.checkpoint import START, Checkpoint, save_final
 from server.exchange import Roster
-from server.federation import Start, run_federation
+from server.federation import RoundReport, Start, run_federation
 
 app = ServerApp()
 
@@ -26,11 +26,19 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation as ``context.run_config`` says."""
+    from common.model.adapter import save_adapter
+    from common.model.resident import resident
+
     config, app_settings = read_run_config(context.run_config)
     roster = Roster.of(config.federation)
     folder = Path(str(app_settings["out"])) if app_settings.get("out") else None
     start = start_of(config)
-    result = run_federation(grid, config, start, roster, folder=folder)
+
+    def keep_start(report: RoundReport) -> None:
+        if folder is not None and report.round == 0:
+            save_adapter(folder / START, report.vector, resident(config).manifest)
+
+    result = run_federation(grid, config, start, roster, folder=folder, on_round=keep_start)
     if folder is not None:
         save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round))
 

@@ -22,6 +22,7 @@ from common.errors import FederationError
 FORMAT = 1
 FILE = "checkpoint.safetensors"
 FINAL = "final.safetensors"
+START = "start.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from simulations.bench import Report
 
 simulations_app = typer.Typer(add_completion=False)
 
@@ -101,15 +104,38 @@ def bench(
     Example: silorec bench quality
     """
     from simulations.bench import benches, run_bench
+    from simulations.watch import Silent, Terminal
 
     if show:
         for title, about in benches().items():
             typer.echo(f"{title}: {about}")
         return
-    report = run_bench(name, out)
-    typer.echo(json.dumps(report.as_dict()) if as_json else report.table())
+    if as_json:
+        report = run_bench(name, out, Silent())
+        typer.echo(json.dumps(report.as_dict()))
+    else:
+        with Terminal() as watch:
+            report = run_bench(name, out, watch)
+        _print_bench(report)
     if not report.holds:
         raise typer.Exit(1)
+
+
+def _print_bench(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    goals = {goal.figure: goal for goal in report.goals}
+    table = Table(title=report.bench)
+    for column in ("figure", "value", "goal", ""):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for figure in report.figures:
+        goal = goals.get(figure.name)
+        met = "" if goal is None else "holds" if goal.holds(figure.value) else "missed"
+        value = f"{figure.value:.4g} {figure.unit}".strip()
+        table.add_row(figure.name, value, goal.describe() if goal else "", met + (f"  ({figure.note})" if figure.note else ""))
+    Console().print(table)
+    typer.echo(report.summary())
 
 
 def _show(show_settings: bool, as_json: bool) -> None:
@@ -148,5 +174,7 @@ def _print_result(folder: Path, k: int) -> None:
     console.print(table)
     console.print(result["statement"], highlight=False)
     if result["status"] != "finished":
-        console.print(f"interrupted after round {result['rounds']} of {result['rounds_planned']}; --resume goes on", highlight=False)
+        console.print(
+            f"interrupted after round {result['rounds']} of {result['rounds_planned']}; --resume goes on", highlight=False
+        )
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

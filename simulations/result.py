@@ -23,6 +23,8 @@ from common.privacy.events import Event
 from common.privacy.journal import Journal
 from common.privacy.plan import PrivacyPlan, delta_for, plan_for
 from simulations.evaluate import Evaluator
+from simulations.report_text import epsilon as rounded_up
+from simulations.report_text import small
 
 SCHEMA = 1
 PACKAGES = (
@@ -138,13 +140,16 @@ def statement(config: Config, plan: PrivacyPlan, spent: float | None) -> str:
     if config.privacy.mode == "none" or spent is None:
         return "This run protects nobody: updates and counts left the silos as they were. Use it for reference only."
     return (
-        f"Each user of each silo is protected by differential privacy with epsilon = {spent:.2f} and delta = {plan.delta:.2g} over the "
+        f"Each user of each silo is protected by differential privacy with epsilon = {rounded_up(spent)} and "
+        f"delta = {small(plan.delta)} over the "
         "whole run (one user added or removed, all their interactions), against everybody who sees what leaves the silo, the "
         "coordinator included."
     )
 
 
-def examples(config: Config, evaluator: Evaluator, vector: NDArray[np.float32], n: int = 4, length: int = 3) -> list[dict[str, Any]]:
+def examples(
+    config: Config, evaluator: Evaluator, vector: NDArray[np.float32], n: int = 4, length: int = 3
+) -> list[dict[str, Any]]:
     """Recommendations for made-up histories: well-known items of a few public categories. No real user's history is shown."""
     catalogue = evaluator.population.dataset.catalogue
     matrix, names = catalogue.category_matrix()

@@ -23,6 +23,7 @@ from common.durable import write_durably
 from common.errors import ConfigError
 from common.model.adapter import load_adapter, save_adapter
 from common.model.resident import resident
+from server.checkpoint import START
 from simulations.compare import compare
 from simulations.evaluate import Evaluator, Judged
 from simulations.result import assemble, finite, journals
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 GridName = Literal["in-process", "flower"]
 
 RESULT, ROUNDS, CONFIG = "result.json", "rounds.jsonl", "config.toml"
-ADAPTER, START, CATALOGUE = "adapter.safetensors", "start.safetensors", "catalogue.jsonl"
+ADAPTER, CATALOGUE = "adapter.safetensors", "catalogue.jsonl"
 
 
 @dataclass
@@ -149,8 +150,7 @@ def _federate_with_flower(config: Config, folder: Path, evaluator: Evaluator, pr
     watch.stage("training in Flower's simulation")
     began = time.monotonic()
     vector = run_with_flower(config, folder, len(config.federation.declared_users))
-    home = resident(config)
-    progress.start = home.start
+    progress.start = load_adapter(folder / START)[0]
     seconds = time.monotonic() - began
     record = _observe(config, folder, evaluator, progress, config.federation.rounds, vector, seconds)
     record["answered"], record["update_norm"] = len(config.federation.declared_users), None
@@ -174,7 +174,9 @@ def _observe(
         progress.start = vector
         save_adapter(folder / START, vector, evaluator.manifest)
     progress.last_round = number
-    if judged is not None and (progress.best is None or evaluation.select == "last" or _better(judged, progress.best[1], evaluation.k)):
+    if judged is not None and (
+        progress.best is None or evaluation.select == "last" or _better(judged, progress.best[1], evaluation.k)
+    ):
         progress.best = (number, judged, vector)
         save_adapter(folder / ADAPTER, vector, evaluator.manifest)
     spent = journals(config, folder).epsilon
@@ -266,7 +268,9 @@ def _folder(out: Path, config: Config, resume: bool) -> Path:
     for folder in reversed(taken[:-1]):
         if (folder / CONFIG).is_file() and not _is_finished(folder):
             if load(folder / CONFIG) != config:
-                raise ConfigError(f"{folder}: this unfinished run has other settings; give the same ones, or start anew without --resume")
+                raise ConfigError(
+                    f"{folder}: this unfinished run has other settings; give the same ones, or start anew without --resume"
+                )
             return folder
     raise ConfigError(f"{out}: no unfinished run called {config.name!r} to resume")
 

@@ -23,7 +23,9 @@ def scenarios() -> dict[str, str]:
     return out
 
 
-def load_scenario(scenario: str | Path = DEFAULT, *, overrides: Iterable[str] = (), extra: Mapping[str, Any] | None = None) -> Config:
+def load_scenario(
+    scenario: str | Path = DEFAULT, *, overrides: Iterable[str] = (), extra: Mapping[str, Any] | None = None
+) -> Config:
     """The configuration of a scenario, by name or path, with ``key=value`` overrides and then ``extra`` on top.
 
     Raises
@@ -35,7 +37,9 @@ def load_scenario(scenario: str | Path = DEFAULT, *, overrides: Iterable[str] = 
     if path.suffix != ".toml":
         path = Path(str(_folder() / f"{scenario}.toml"))
         if not path.is_file():
-            raise ConfigError(f"no scenario {str(scenario)!r}; there are {', '.join(scenarios())}, or give the path of a .toml file")
+            raise ConfigError(
+                f"no scenario {str(scenario)!r}; there are {', '.join(scenarios())}, or give the path of a .toml file"
+            )
     named = {"name": path.stem}
     return load(named, path, *([extra] if extra else []), overrides=overrides)
 

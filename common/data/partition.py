@@ -158,8 +158,8 @@ def _by_column(dataset: Dataset, config: PartitionConfig, attribute: Mapping[str
 def _by_taste(dataset: Dataset, config: PartitionConfig, rng: np.random.Generator) -> Partition:
     """Group users by dominant category; each category's users go to the silos in shares drawn from Dirichlet(alpha).
 
-    The whole deal is drawn again, at most ``REDRAWS`` times, until every silo has ``COMFORTABLE`` of an even share. If none has, the draw with the largest smallest silo is taken, and a silo that is still empty
-    gets a random user of the largest one.
+    The whole deal is drawn again, at most ``REDRAWS`` times, until every silo has ``COMFORTABLE`` of an even share. If none
+    has, the draw with the largest smallest silo is taken, and a silo that is still empty gets a random user of the largest one.
     """
     taste = dominant_category(dataset)
     floor = max(1, int(COMFORTABLE * dataset.interactions.n_users / config.silos))

@@ -160,5 +160,5 @@ def load_adapter(path: Path) -> tuple[NDArray[np.float32], Manifest]:
             return file.get_tensor("adapter"), Manifest.from_json((file.metadata() or {})["manifest"])
     except FileNotFoundError:
         raise ModelError(f"{path}: no such adapter") from None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not an adapter, or damaged ({error})") from None

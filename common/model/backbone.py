@@ -110,6 +110,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _load_pretrained(name: str, causal: bool, **options: Any) -> tuple[nn.Module, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     try:
@@ -119,7 +120,7 @@ def _load_pretrained(name: str, causal: bool, **options: Any) -> tuple[nn.Module
             extra["is_decoder"] = True
         model = AutoModel.from_pretrained(name, dtype=torch.float32, **options, **extra)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         known = ", ".join(presets())
         raise ModelError(
             f"cannot load the language model {name!r} ({(str(error).splitlines() or ['no reason given'])[0]}); give a preset "

@@ -73,7 +73,8 @@ def hashing_vectors(texts: Sequence[str], dim: int = HASHING_DIM) -> NDArray[np.
             out[i, value % dim] += 1.0 if value >> 63 else -1.0
     norms = np.linalg.norm(out, axis=1, keepdims=True)
     out[norms[:, 0] == 0, 0] = 1.0
-    return out / np.where(norms > 0, norms, 1.0).astype(np.float32)
+    out /= np.where(norms > 0, norms, 1.0)
+    return out
 
 
 def _encode(texts: Sequence[str], backbone: Backbone, device: torch.device, progress: Progress | None) -> NDArray[np.float32]:

@@ -91,9 +91,10 @@ class Recommender(nn.Module):
 
         rank = config.correction_rank
         if rank:
-            self.correction: nn.Module = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, dim, bias=False))
-            nn.init.normal_(self.correction[0].weight, std=width**-0.5)
-            nn.init.zeros_(self.correction[1].weight)
+            down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, dim, bias=False)
+            nn.init.normal_(down.weight, std=width**-0.5)
+            nn.init.zeros_(up.weight)
+            self.correction: nn.Module = nn.Sequential(down, up)
         else:
             self.correction = nn.Linear(width, dim)
             nn.init.zeros_(self.correction.weight)

@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from common.errors import PrivacyError
@@ -81,6 +82,13 @@ def noise_for_steps(
     PrivacyError
         If ``before`` alone passes the budget, or as :func:`noise_for_gaussian`.
     """
+    return _noise_for_steps(target_epsilon, delta, sampling_probability, steps, tuple(before), method)
+
+
+@lru_cache(maxsize=64)  # silos of one process plan the same run: the search takes a second
+def _noise_for_steps(
+    target_epsilon: float, delta: float, sampling_probability: float, steps: int, before: tuple[Event, ...], method: Method
+) -> float:
     import dp_accounting
 
     if before and epsilon(before, delta, method) >= target_epsilon:

@@ -85,7 +85,7 @@ def test_nothing_in_a_private_round_follows_the_public_seed(catalogue: Catalogue
         return train_round(model, small_silo.data(), config, plan, round_number=1, silo_seed=3).update
 
     windows = {update(dropout=False).tobytes() for _ in range(8)}
-    assert len(windows) > 1  # all eight alike: the long history ends at its latest item each time, 1 in 200
+    assert len(windows) > 1  # all eight alike by chance: about 1 in a billion
     small_silo.latest_windows(monkeypatch)
     assert len({update(dropout=False).tobytes() for _ in range(2)}) == 1
     assert len({update(dropout=True).tobytes() for _ in range(2)}) == 2
@@ -338,7 +338,7 @@ def circle(n_users: int, n_items: int) -> SiloData:
 def learnable() -> Iterator[dict[str, Any]]:
     yield {
         "training__optimizer": "adamw",
-        "training__learning_rate": 0.02,
+        "training__learning_rate": 0.005,
         "training__local_epochs": 25,
         "training__batch_size": 12,
         "model__user_text": False,
@@ -348,7 +348,7 @@ def learnable() -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("backbone", ["tiny-bert", "tiny-llama"])
 def test_what_can_be_learnt_is_learnt(backbone: str, learnable: dict[str, Any], catalogue: Catalogue) -> None:
     config = small_silo.config(privacy__mode="none", model__backbone=backbone, **learnable)
-    model, data = small_silo.model(config, catalogue, dropout=True), circle(24, small_silo.N_ITEMS)
+    model, data = small_silo.model(config, catalogue, dropout=True, shake=0.0), circle(24, small_silo.N_ITEMS)
 
     def hits() -> float:
         batch, targets = data.batch(range(24))
@@ -360,23 +360,25 @@ def test_what_can_be_learnt_is_learnt(backbone: str, learnable: dict[str, Any], 
     second = train_round(model, data, config, small_silo.plan(config), round_number=2, silo_seed=1)
     assert first.loss is not None
     assert second.loss is not None
-    assert second.loss < first.loss < np.log(small_silo.N_ITEMS) * 2
-    assert hits() > max(0.9, at_start)
+    assert second.loss < 0.5 * first.loss
+    assert at_start < 0.5
+    assert hits() > 0.95
 
 
-def test_private_training_learns_when_noise_is_small(
-    learnable: dict[str, Any], catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_private_training_learns_when_noise_is_small(learnable: dict[str, Any], catalogue: Catalogue) -> None:
     """The same path as under protection, with its noise at a hundredth: the loss falls, so sign and scale are right."""
-    settings = {**learnable, "training__local_steps": 40, "training__learning_rate": 0.01}
+    settings = {**learnable, "training__local_steps": 40}
     config = small_silo.config(**settings)
-    model, data = small_silo.model(config, catalogue), circle(24, small_silo.N_ITEMS)
+    model, data = small_silo.model(config, catalogue, shake=0.0), circle(24, small_silo.N_ITEMS)
     plan = small_silo.plan(config, noise_multiplier=0.01, expected_batch_size=24.0)
-    batch, targets = data.batch(range(24))
-    with torch.inference_mode():
-        before = float(user_losses(model, batch, targets, data).mean())
-        train_round(model, data, config, plan, round_number=1, silo_seed=0)
-        assert float(user_losses(model, batch, targets, data).mean()) < 0.5 * before
+
+    def loss() -> float:
+        with torch.inference_mode():
+            return float(user_losses(model, *data.batch(range(24)), data).mean())
+
+    before = loss()
+    train_round(model, data, config, plan, round_number=1, silo_seed=0)
+    assert loss() < 0.5 * before
 
 
 def test_losses_are_sums_over_the_public_window(catalogue: Catalogue) -> None:

@@ -47,9 +47,7 @@ def rdp_of_sampled_gaussian(q: float, sigma: float, order: int) -> float:
 
 def epsilon_from_rdp(divergences: Sequence[float], orders: Sequence[int], delta: float) -> float:
     """Canonne, Kamath & Steinke 2020, proposition 12."""
-    return min(
-        r + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for r, a in zip(divergences, orders, strict=True)
-    )
+    return min(r + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for r, a in zip(divergences, orders, strict=True))
 
 
 @pytest.mark.parametrize("delta", [1e-5])
