@@ -8,9 +8,20 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import typer
 
 _NAMES = {"simulate": "simulations.run", "recommend": "simulations.recommend"}
+
+# Modules that the base goes without; a command that misses one says which extra brings it.
+_OPTIONAL = frozenset(
+    {
+        "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "opacus", "peft", "psutil", "ray", "scipy",
+        "sklearn", "threadpoolctl", "torch", "transformers",
+    }
+)  # fmt: skip
 
 __all__ = ["main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__
 
@@ -21,13 +32,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'silorec' has no attribute {name!r}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command ``silorec``: exits 0 when it did its job, 1 when a check does not hold, 2 on bad input."""
+def command_line() -> typer.Typer:
+    """All commands, each role's small app mounted in one."""
     import typer
 
     from common.cli import fetch_app
     from common.data.cli import data_app
-    from common.errors import SilorecError
     from simulations.cli import simulations_app
 
     app = typer.Typer(
@@ -45,11 +55,32 @@ def main(arguments: list[str] | None = None) -> None:
     def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside.")) -> None:
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command ``silorec``: exits 0 when it did its job, 1 when a check does not hold, 2 on bad input, 130 on Ctrl-C."""
+    from common.errors import SilorecError
+
     try:
-        app(arguments)
+        command_line()(arguments, prog_name="silorec")
     except SilorecError as error:
-        print(f"silorec: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(str(error), 2)
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        _end(f"{error.name} is not installed: this needs the extra 'simulate': pip install 'silorec[simulate]'", 2)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except SystemExit as done:
+        if done.code == 130:  # what Typer makes of Ctrl-C, without a word
+            _end("interrupted", 130)
+        raise
+
+
+def _end(line: str, status: int) -> NoReturn:
+    print(f"silorec: {line}", file=sys.stderr)
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ _HEAD = """\
 
 This file is generated from `common/config.py`; `silorec simulate --settings` shows the same list.
 
-Every setting has a default. A TOML file changes it, and `--set key=value` changes it again. Flower's apps get the same settings as
-flat keys in their `run_config`. An unknown key or a value that is not allowed is an error that names the key, the value and what
-is allowed. The resolved settings of a run are in its `config.toml`.
+Every setting has a default. A TOML file changes it, and `--set key=value` changes it again. Flower's apps get the same settings
+as flat keys in their `run_config`. An unknown key or a value that is not allowed is an error that names the key, the value and
+what is allowed. The resolved settings of a run are in its `config.toml`.
 
 The configuration is public: the coordinator and every silo see it, and a silo answers only requests that carry the hash of its
 own configuration. Put no secret into it, and nothing that was derived from users.

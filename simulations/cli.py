@@ -172,9 +172,9 @@ def _print_result(folder: Path, k: int) -> None:
         table.add_row(title, *(f"{row[key]:.4f}" for key in (f"ndcg@{k}", f"hr@{k}", "mrr", "auc")))
     console = Console()
     console.print(table)
-    console.print(result["statement"], highlight=False)
+    console.print(result["statement"], highlight=False, markup=False)
     if result["status"] != "finished":
         console.print(
             f"interrupted after round {result['rounds']} of {result['rounds_planned']}; --resume goes on", highlight=False
         )
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -6,9 +6,12 @@ for its own users, and ``centralised``, all users in one place. Both keep the ru
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Config, load, to_dict, to_run_config
-from common.data.population import enrolled, load_population
+from common.data.interactions import Dataset
+from common.data.partition import declare_users
+from common.errors import ConfigError
 from common.metrics import Evaluation
 from common.model.resident import resident
 from simulations.baselines import create
+from simulations.baselines import names as classical
 from simulations.evaluate import Evaluator
 from simulations.result import figures
 from simulations.watch import Watch
@@ -35,6 +41,14 @@ TITLES = {
     "local-only": "silorec, each silo alone",
     "centralised": "silorec, all data in one place",
 }
+
+
+def check_references(config: Config) -> None:
+    """Raises :class:`ConfigError` for a reference recommender that there is not: before hours of training, not after."""
+    known = (*classical(), *_OWN)
+    for name in config.evaluation.references:
+        if name not in known:
+            raise ConfigError(f"evaluation.references: unknown recommender {name!r}; there are: {', '.join(known)}")
 
 
 def compare(config: Config, evaluator: Evaluator, watch: Watch) -> list[dict[str, Any]]:
@@ -67,7 +81,7 @@ def _classical(name: str, config: Config, evaluator: Evaluator) -> Evaluation:
 def _local_only(config: Config, evaluator: Evaluator) -> Evaluation:
     """Each silo's own run, judged on its own users only."""
     n_silos = len(config.federation.declared_users)
-    alone = load(to_dict(config), {"federation.quorum": 1.0 / n_silos, "federation.deadline": 1e-3})
+    alone = load(to_dict(config), {"federation.quorum": 1.0 / n_silos, "federation.deadline": 1e-6})
     histories = evaluator.histories("test")
     scores: NDArray[np.float32] | None = None
     for silo in range(n_silos):
@@ -84,46 +98,61 @@ def _local_only(config: Config, evaluator: Evaluator) -> Evaluation:
 
 
 def _centralised(config: Config, evaluator: Evaluator) -> Evaluation:
-    """One silo that holds everybody."""
-    merged = load(to_dict(config), {"partition.by": "size", "partition.silos": 1, "federation.declared_users": []})
-    merged = enrolled(merged)
-    vector = _train(merged, [0], evaluator)
+    """One silo that holds everybody: the silos' own training rows, and no row that the federation could not learn from."""
+    population = evaluator.population
+    declared = [declare_users(population.dataset.interactions.n_users)]
+    merged = load(to_dict(config), {"partition.by": "size", "partition.silos": 1, "federation.declared_users": declared})
+    vector = _train(merged, [0], evaluator, replace(population.dataset, interactions=population.split.train))
     return evaluator.rank(evaluator.scores(vector, evaluator.histories("test")), "test")
 
 
 _OWN: dict[str, Callable[[Config, Evaluator], Evaluation]] = {"local-only": _local_only, "centralised": _centralised}
 
 
-def _train(config: Config, silos: list[int], evaluator: Evaluator) -> NDArray[np.float32]:
-    """The adapter after a federation in which only ``silos`` take part; the round is selected as in the run itself."""
+def _train(config: Config, silos: list[int], evaluator: Evaluator, data: Dataset | None = None) -> NDArray[np.float32]:
+    """The adapter after a federation in which only ``silos`` take part; the round is selected as in the run itself.
+
+    With ``data`` these are the silo's, in place of its part of the population.
+    """
     from client.app import app as client_app
+    from client.silo import Place, open_silo
+    from client.trainer import SiloData
     from server.app import start_of
     from server.exchange import Roster
     from server.federation import RoundReport, run_federation
     from simulations.grid import InProcessGrid
 
-    load_population(config)
-    resident(config)
-    k = config.evaluation.k
+    model = resident(config).model
+    evaluation, rounds = config.evaluation, config.federation.rounds
     best: tuple[float, NDArray[np.float32]] | None = None
 
     def on_round(report: RoundReport) -> None:
         nonlocal best
-        if config.evaluation.select != "validation":
+        if evaluation.select != "validation" or (report.round < rounds and report.round % evaluation.every):
             return
-        validation = evaluator.judge(report.vector, "validation").evaluation
-        ndcg = validation.ndcg(k)
+        ndcg = evaluator.judge(report.vector, "validation").evaluation.ndcg(evaluation.k)
         own = np.isin(evaluator.silo, silos) if len(config.federation.declared_users) > 1 else np.ones(len(ndcg), dtype=np.bool_)
         quality = float(ndcg[own].mean())
         if best is None or quality > best[0]:
             best = quality, report.vector
 
-    with tempfile.TemporaryDirectory(prefix="silorec-") as folder:
-        settings = to_run_config(config) | {"app.out": folder}
-        grid = InProcessGrid(
-            client_app, len(silos), settings, node_configs={place: {"partition-id": silo} for place, silo in enumerate(silos)}
-        )
-        result = run_federation(
-            grid, config, start_of(config), Roster.of(config.federation), folder=Path(folder), on_round=on_round
-        )
+    nodes = {place: {"partition-id": silo} for place, silo in enumerate(silos)}
+    with tempfile.TemporaryDirectory(prefix="silorec-") as folder, _without_warnings():
+        if data is not None:
+            open_silo(config, Place.of(nodes[0], folder))._data = SiloData.from_dataset(data, config, None, model.tokenizer)
+        grid = InProcessGrid(client_app, len(silos), to_run_config(config) | {"app.out": folder}, node_configs=nodes)
+        roster = Roster.of(config.federation)
+        result = run_federation(grid, config, start_of(config), roster, folder=Path(folder), on_round=on_round)
     return result.vector if best is None else best[1]
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Nobody need be told in every round that silos which were left out do not answer."""
+    log = logging.getLogger("silorec.server")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -115,13 +115,14 @@ def find_item(catalogue: Catalogue, text: str) -> int:
 def read_catalogue(path: Path) -> Catalogue:
     """The catalogue that a run keeps, one JSON object a line."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        names = list(rows[0]["fields"]) if rows else []
+        # Not splitlines(): a title may hold characters that it takes for the end of a line.
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        names = list(rows[0]["fields"])
         return Catalogue(
             ids=tuple(row["id"] for row in rows),
             titles=tuple(row["title"] for row in rows),
             categories=tuple(tuple(row["categories"]) for row in rows),
             fields={name: tuple(row["fields"][name] for row in rows) for name in names},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"not a run's catalogue, or damaged ({error})", path) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from common.durable import write_durably
 from common.errors import ConfigError
 from common.model.adapter import load_adapter, save_adapter
 from common.model.resident import resident
+from common.protocol import config_hash
 from server.checkpoint import START
-from simulations.compare import compare
+from simulations.compare import check_references, compare
 from simulations.evaluate import Evaluator, Judged
 from simulations.result import assemble, finite, journals
 from simulations.scenario import DEFAULT, load_scenario
@@ -43,11 +45,12 @@ ADAPTER, CATALOGUE = "adapter.safetensors", "catalogue.jsonl"
 class Progress:
     """What a simulation has so far; enough to write a result at any moment.
 
-    ``best`` is the selected round's ``(round, validation, adapter)``; ``start`` the adapter before training, counts included.
+    ``best`` is the selected round's ``(round, validation, adapter)``, its validation None where it was not asked; ``start`` the
+    adapter before training, counts included.
     """
 
     start: NDArray[np.float32] | None = None
-    best: tuple[int, Judged, NDArray[np.float32]] | None = None
+    best: tuple[int, Judged | None, NDArray[np.float32]] | None = None
     last_round: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -87,6 +90,7 @@ def simulate(
     watch = watch or Silent()
     began = time.monotonic()
     config = load_scenario(scenario, overrides=overrides)
+    check_references(config)
     watch.stage("reading data")
     config = enrolled(config)
     population = load_population(config)
@@ -124,8 +128,8 @@ def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Prog
     from server.federation import run_federation
     from simulations.grid import InProcessGrid
 
-    if (folder / ROUNDS).exists():
-        _recall(folder, evaluator, progress)
+    start = start_of(config)
+    unseen = _recall(config, folder, evaluator, progress, start.manifest_hash)
     watch.stage("training", config.federation.rounds)
 
     def on_round(report: RoundReport) -> None:
@@ -140,7 +144,9 @@ def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Prog
     roster = Roster.of(config.federation)
     settings = to_run_config(config) | {"app.out": str(folder)}
     grid = InProcessGrid(client_app, len(roster), settings)
-    run_federation(grid, config, start_of(config), roster, folder=folder, on_round=on_round)
+    if unseen is not None:
+        on_round(unseen)
+    run_federation(grid, config, start, roster, folder=folder, on_round=on_round)
 
 
 def _federate_with_flower(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
@@ -174,9 +180,7 @@ def _observe(
         progress.start = vector
         save_adapter(folder / START, vector, evaluator.manifest)
     progress.last_round = number
-    if judged is not None and (
-        progress.best is None or evaluation.select == "last" or _better(judged, progress.best[1], evaluation.k)
-    ):
+    if evaluation.select == "last" or progress.best is None or _better(judged, progress.best[1], evaluation.k):
         progress.best = (number, judged, vector)
         save_adapter(folder / ADAPTER, vector, evaluator.manifest)
     spent = journals(config, folder).epsilon
@@ -192,20 +196,41 @@ def _observe(
     }
 
 
-def _better(new: Judged, old: Judged, k: int) -> bool:
+def _better(new: Judged | None, old: Judged | None, k: int) -> bool:
+    if new is None or old is None:
+        return old is None
     return float(new.evaluation.ndcg(k).mean()) > float(old.evaluation.ndcg(k).mean())
 
 
-def _recall(folder: Path, evaluator: Evaluator, progress: Progress) -> None:
-    """Take up where an interrupted run was: rounds that were evaluated, the adapter before training and the selected one."""
-    records = [json.loads(line) for line in (folder / ROUNDS).read_text(encoding="utf-8").splitlines()]
-    if not records:
-        return
-    progress.last_round = records[-1]["round"]
-    progress.start = load_adapter(folder / START)[0]
-    chosen = load_adapter(folder / ADAPTER)[0]
-    number = max(record["round"] for record in records if record["selected"])
-    progress.best = (number, evaluator.judge(chosen, "validation"), chosen)
+def _recall(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, manifest_hash: str) -> RoundReport | None:
+    """Take up where an interrupted run was: rounds that were evaluated, the adapter before training and the selected one.
+
+    A round is on the disk before it is evaluated. If the run was stopped in between, that round is returned, to be evaluated now.
+    """
+    from server.checkpoint import load as load_checkpoint
+    from server.federation import RoundReport
+
+    path = folder / ROUNDS
+    state = load_checkpoint(folder, config_hash=config_hash(config), manifest_hash=manifest_hash)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() and state is not None else []
+    whole = [line for line in lines if line.endswith("\n")]
+    write_durably(path, "".join(whole).encode())
+    if state is None:
+        return None
+    records = [json.loads(line) for line in whole]
+    if records or state.round:
+        progress.start = load_adapter(folder / START)[0]
+    if records:
+        progress.last_round = records[-1]["round"]
+        chosen = load_adapter(folder / ADAPTER)[0]
+        number = max(record["round"] for record in records if record["selected"])
+        if progress.last_round < state.round and np.array_equal(chosen, state.vector):
+            number = state.round  # it was selected, but not yet written down, when the run was stopped
+        asked = config.evaluation.select == "validation"
+        progress.best = (number, evaluator.judge(chosen, "validation") if asked else None, chosen)
+        if progress.last_round == state.round:
+            return None
+    return RoundReport(state.round, state.vector, state.history[-1], math.nan)
 
 
 def _conclude(
@@ -231,7 +256,7 @@ def _conclude(
         folder,
         evaluator,
         selected=(number, vector),
-        validation=validation.evaluation,
+        validation=(validation or evaluator.judge(vector, "validation")).evaluation,
         test=evaluator.judge(vector, "test").evaluation,
         before=evaluator.judge(progress.start, "test").evaluation,
         references=references,
@@ -264,6 +289,12 @@ def _folder(out: Path, config: Config, resume: bool) -> Path:
     while taken[-1].exists():
         taken.append(out / f"{config.name}-{len(taken) + 1}")
     if not resume:
+        try:
+            taken[-1].mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{taken[-1]}: the run's folder cannot be made ({error.strerror}); choose another with --out"
+            ) from None
         return taken[-1]
     for folder in reversed(taken[:-1]):
         if (folder / CONFIG).is_file() and not _is_finished(folder):

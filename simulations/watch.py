@@ -45,6 +45,7 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
+            transient=True,
         )
         self._task: TaskID | None = None
         self._title = ""
@@ -73,7 +74,7 @@ class Terminal:
         self._progress.update(self._task, completed=done, note=note)
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, markup=False)
 
 
 def _minutes(seconds: float) -> str:

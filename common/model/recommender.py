@@ -259,16 +259,21 @@ def _linear_layers_of_top(backbone: Backbone, n_layers: int) -> list[str]:
 
     peft's own ``layers_to_transform`` misses layers whose list is not nested in anything, as in ``LlamaModel.layers``.
     """
-    from transformers.pytorch_utils import Conv1D
-
     chosen = []
     for name, module in backbone.model.named_modules():
         *path, last = name.split(".")
         layer = next((int(part) for part in path if part.isdigit()), -1)
         wanted = backbone.lora_targets == "all-linear" or last in backbone.lora_targets
-        if wanted and layer >= backbone.n_layers - n_layers and isinstance(module, nn.Linear | Conv1D):
+        if wanted and layer >= backbone.n_layers - n_layers and isinstance(module, (nn.Linear, _transposed_linear())):
             chosen.append(name)
     return chosen
+
+
+def _transposed_linear() -> type[nn.Module]:
+    """The linear layer of GPT-2, which holds its weight the other way round."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
 
 
 def _with_lora(backbone: Backbone, config: ModelConfig) -> nn.Module:
@@ -277,6 +282,7 @@ def _with_lora(backbone: Backbone, config: ModelConfig) -> nn.Module:
         return backbone.model
     from peft import LoraConfig, inject_adapter_in_model
 
+    transposed = any(isinstance(module, _transposed_linear()) for module in backbone.model.modules())
     if config.lora_layers > backbone.n_layers:
         raise ModelError(f"model.lora_layers = {config.lora_layers}, but {backbone.name} has {backbone.n_layers} layers")
     targets = _linear_layers_of_top(backbone, config.lora_layers) if config.lora_layers else backbone.lora_targets
@@ -286,5 +292,6 @@ def _with_lora(backbone: Backbone, config: ModelConfig) -> nn.Module:
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         bias="none",
+        fan_in_fan_out=transposed,
     )
     return inject_adapter_in_model(lora, backbone.model)

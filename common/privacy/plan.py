@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from common.config import Config, Mode, PrivacyConfig
+from common.config import Config, Mode
 from common.errors import PrivacyError
 from common.privacy.accountant import epsilon, noise_for_gaussian, noise_for_steps
 from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps, Unprotected
@@ -96,7 +95,16 @@ def plan_for(config: Config, declared_users: int, smallest: int) -> PrivacyPlan:
     delta = delta_for(config, [smallest])
     count_noise = noise = 0.0
     if privacy.mode != "none":
-        count_noise, noise = _noise(privacy, delta, training.sampling_probability, rounds * training.local_steps)
+        count_noise = noise_for_gaussian(privacy.count_share * privacy.epsilon, delta, privacy.accountant)
+        if rounds:
+            noise = noise_for_steps(
+                privacy.epsilon,
+                delta,
+                sampling_probability=training.sampling_probability,
+                steps=rounds * training.local_steps,
+                before=[GaussianCount(count_noise, COUNT_MAX_NORM)],
+                method=privacy.accountant,
+            )
     return PrivacyPlan(
         mode=privacy.mode,
         epsilon=privacy.epsilon,
@@ -109,20 +117,3 @@ def plan_for(config: Config, declared_users: int, smallest: int) -> PrivacyPlan:
         steps_per_round=training.local_steps,
         rounds=rounds,
     )
-
-
-@lru_cache(maxsize=64)
-def _noise(privacy: PrivacyConfig, delta: float, sampling_probability: float, steps: int) -> tuple[float, float]:
-    """Noise multipliers of the count and of ``steps`` training steps, which together spend the budget."""
-    count = noise_for_gaussian(privacy.count_share * privacy.epsilon, delta, privacy.accountant)
-    if not steps:
-        return count, 0.0
-    training = noise_for_steps(
-        privacy.epsilon,
-        delta,
-        sampling_probability=sampling_probability,
-        steps=steps,
-        before=[GaussianCount(count, COUNT_MAX_NORM)],
-        method=privacy.accountant,
-    )
-    return count, training

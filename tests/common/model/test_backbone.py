@@ -66,7 +66,7 @@ def test_a_recommender_on_a_folder(kind: str, layers: int, tmp_path: Path, catal
 def test_a_model_that_looks_ahead_or_reads_no_soft_tokens_is_refused(kind: str, tmp_path: Path) -> None:
     """Silently used, it would see the items that it has to predict."""
     folder = small_model.save_model(tmp_path, kind)
-    with pytest.raises(ModelError, match="looks at later tokens|reads soft tokens"):
+    with pytest.raises(ModelError, match=r"looks at later tokens|reads soft tokens"):
         load_backbone(str(folder))
 
 

@@ -115,7 +115,8 @@ def test_before_training_it_ranks_by_likeness_to_the_recent_history(
     with torch.no_grad():
         model.bias.weight.copy_(torch.from_numpy(bias))
     for history in HISTORIES:
-        if not history:
+        if not history:  # nothing is known but what is popular
+            np.testing.assert_allclose(scores(model, batch([[]], width=1), last_only=True)[0].numpy(), bias, atol=1e-6)
             continue
         taste = sum(0.8**age * x[item] for age, item in enumerate(reversed(history)))
         taste = np.asarray(taste) / np.linalg.norm(taste)
@@ -216,7 +217,7 @@ def test_what_is_switched_off_is_not_trained(catalogue: Catalogue) -> None:
 
 def test_a_window_longer_than_the_backbone_is_refused(catalogue: Catalogue) -> None:
     build(catalogue, model__window=128)
-    with pytest.raises(ModelError, match="tiny-bert reads 128 tokens, model.window and model.text_tokens ask for 129"):
+    with pytest.raises(ModelError, match=r"tiny-bert reads 128 tokens, model.window and model.text_tokens ask for 129"):
         build(catalogue, model__window=129)
     with pytest.raises(ModelError, match="ask for 132"):
         build(catalogue, model__window=100, model__user_text=True, model__text_tokens=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def test_the_tighter_bound_is_tighter(delta: float) -> None:
 def test_more_releases_cost_more(method: Method) -> None:
     spent = [epsilon(RUN[:n], 1e-4, method) for n in range(len(RUN) + 1)]
     assert spent[0] == 0.0
-    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(spent))
     assert epsilon(RUN[::-1], 1e-4, method) == pytest.approx(spent[-1], rel=1e-9)
 
 
@@ -140,8 +141,8 @@ def test_the_noise_of_one_release_meets_the_budget_from_below_and_wastes_less_th
 @pytest.mark.parametrize(
     ("target", "delta", "q", "steps", "method"),
     [
-        (8.0, 1e-3, 0.25, 24, "rdp"),
-        (4.0, 1e-3, 0.05, 24, "pld"),
+        (2.0, 1e-3, 0.25, 24, "rdp"),
+        (0.5, 1e-3, 0.05, 24, "pld"),
         (1.0, 1e-5, 0.05, 500, "rdp"),
         (0.1, 1e-4, 1.0, 10, "rdp"),
     ],
@@ -167,7 +168,7 @@ def test_an_impossible_budget_is_refused(target: float, method: Method) -> None:
     with pytest.raises(PrivacyError, match="epsilon"):
         noise_for_gaussian(target, 1e-5, method)
     with pytest.raises(PrivacyError, match="epsilon"):
-        noise_for_steps(target, 1e-5, sampling_probability=0.1, steps=10, method=method)
+        noise_for_steps(target, 1e-5, sampling_probability=1.0, steps=10, method=method)
 
 
 def test_the_library_leaves_no_warnings_on_the_terminal(caplog: pytest.LogCaptureFixture) -> None:

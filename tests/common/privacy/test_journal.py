@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -51,7 +52,7 @@ def test_epsilon_goes_on_over_rounds_and_restarts(tmp_path: Path) -> None:
             oracle.compose(dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(1.1)))
         spent.append(Journal(path).epsilon(1e-4))
         assert spent[-1] == pytest.approx(oracle.get_epsilon(1e-4), abs=1e-6)
-    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(spent))
 
 
 def test_no_file_means_nothing_spent_and_reading_makes_none(tmp_path: Path) -> None:

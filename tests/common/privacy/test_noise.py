@@ -24,7 +24,7 @@ def test_the_draws_are_gaussian_with_the_claimed_standard_deviation() -> None:
 
 
 def test_neighbouring_draws_are_independent() -> None:
-    """Sine and cosine of one angle, and one draw and the next: correlations below five and a half deviations (1 in 13 million each)."""
+    """Sine and cosine of one angle, and one draw and the next: no correlation beyond 5.5 deviations (1 in 26 million each)."""
     n = 100_000
     z = gaussian_noise((n,), 1.0)
     half = n // 2

@@ -19,7 +19,9 @@ from common.privacy.plan import COUNT_MAX_NORM, delta_for, plan_for
 
 def config(**settings: Any) -> Config:
     flat = {key.replace("__", "."): value for key, value in settings.items()}
-    return load({"federation.rounds": 5, "training.local_steps": 3, "training.sampling_probability": 0.05, **flat})
+    return load(
+        {"privacy.epsilon": 2.0, "federation.rounds": 5, "training.local_steps": 3, "training.sampling_probability": 0.05, **flat}
+    )
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
@@ -27,8 +29,8 @@ def test_all_releases_together_spend_the_budget_and_no_more(accountant: str) -> 
     plan = plan_for(config(privacy__accountant=accountant), 200, 100)
     assert plan.delta == pytest.approx(1 / 1000)
     spent = plan.epsilon_after(5, accountant)
-    assert 0.99 * 8.0 <= spent <= 8.0
-    assert plan.epsilon_after(0, accountant) <= 0.15 * 8.0
+    assert 0.99 * 2.0 <= spent <= 2.0
+    assert plan.epsilon_after(0, accountant) <= 0.15 * 2.0
 
 
 def test_epsilon_of_the_plan_is_dp_accounting_over_all_rounds() -> None:
