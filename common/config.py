@@ -45,7 +45,7 @@ class RunConfig(_Section):
     """What is common to everybody in a run."""
 
     seed: int = Field(0, ge=0, description="seed of everything but training in private modes")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is CUDA where there is one")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of the forward pass; auto is bfloat16 on CUDA, float32 on a CPU"
     )
@@ -55,14 +55,14 @@ class RunConfig(_Section):
 class SyntheticConfig(_Section):
     """A made-up population, see ``common.data.synthetic``."""
 
-    users: int = Field(400, ge=1)
-    items: int = Field(200, ge=2)
+    users: int = Field(400, ge=1, description="how many users are made up")
+    items: int = Field(200, ge=3, description="how many items, where the catalogue is made up too")
     interactions_per_user: float = Field(30.0, gt=0, description="mean; lengths are log-normal")
-    categories: int = Field(8, ge=1)
+    categories: int = Field(8, ge=1, description="of the made-up catalogue")
     taste: float = Field(4.0, ge=0, description="how strongly users prefer their own categories; 0 means not at all")
     popularity_skew: float = Field(1.0, ge=0, description="Zipf exponent of item popularity")
     drift: float = Field(0.1, ge=0, le=1, description="share of a user's taste that is replaced over their history")
-    review_text: bool = False
+    review_text: bool = Field(False, description="every interaction comes with a line of text")
 
 
 class DataConfig(_Section):
@@ -71,7 +71,7 @@ class DataConfig(_Section):
     source: str = Field("ml-100k", description="a data set that can be fetched, 'synthetic', or a path")
     format: str = Field("auto", description="a registered reader, or auto")
     columns: Annotated[dict[str, str], BeforeValidator(_json_list)] = Field(
-        default_factory=dict, description="for CSV and Parquet: our column name to the file's"
+        default_factory=dict, description="for CSV, Parquet and RecBole files: our column name to the file's"
     )
     malformed: Literal["strict", "skip"] = Field("strict", description="what to do with a malformed line")
     min_value: float | None = Field(None, description="drop interactions with a lower value (rating)")
@@ -82,8 +82,10 @@ class DataConfig(_Section):
 class PartitionConfig(_Section):
     """How a simulation deals one data set out to silos."""
 
-    by: Literal["taste", "size", "column", "catalogue"] = "taste"
-    silos: int = Field(4, ge=1)
+    by: Literal["taste", "size", "column", "catalogue"] = Field(
+        "taste", description="what decides a user's silo; catalogue also gives each silo items of its own"
+    )
+    silos: int = Field(4, ge=1, description="how many silos there are")
     alpha: float = Field(0.5, gt=0, description="taste: Dirichlet concentration; size: power-law exponent")
     column: str | None = Field(None, description="column: the user attribute that names the silo")
     overlap: float = Field(0.5, ge=0, le=1, description="catalogue: share of items that all silos sell")
@@ -98,25 +100,25 @@ class ModelConfig(_Section):
     user_text: bool = Field(False, description="put the user's text before the items")
     text_tokens: int = Field(32, ge=1, description="at most this many tokens of user text")
     lora_rank: int = Field(16, ge=0, description="0 trains no LoRA adapters")
-    lora_alpha: float = Field(32.0, gt=0)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_alpha: float = Field(32.0, gt=0, description="LoRA scaling: alpha over rank")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before each LoRA adapter")
     lora_layers: int = Field(0, ge=0, description="adapt only this many top layers; 0 means all")
     item_dim: int = Field(64, ge=0, description="width of the trainable item factors; 0 has none")
     input_map: bool = Field(True, description="train a linear map of item vectors into the backbone")
     correction_rank: int = Field(0, ge=0, description="rank of the map from hidden state to query; 0 means full")
     pooling_decay: float = Field(0.9, gt=0, le=1, description="weight of each older item against the next newer one")
     pooling_weight: float = Field(1.0, ge=0, description="weight of the pooled item vectors in the query")
-    normalise_query: bool = True
+    normalise_query: bool = Field(True, description="scale queries to length 1")
     scale: float = Field(10.0, gt=0, description="starting temperature of the scores")
-    train_scale: bool = True
-    train_bias: bool = True
+    train_scale: bool = Field(True, description="train the temperature and the weight of the pooled items")
+    train_bias: bool = Field(True, description="train item biases; if not, they stay as the count made them")
     bias_weight: float = Field(1.0, ge=0, description="weight of the log count that biases start from")
 
 
 class PrivacyConfig(_Section):
     """Differential privacy of every silo; the unit is one user of one silo, add/remove neighbours."""
 
-    mode: Mode = "silo"
+    mode: Mode = Field("silo", description="silo: DP-SGD in every silo; none: no protection, for reference runs")
     epsilon: float = Field(8.0, gt=0, description="for the whole run")
     delta: float | None = Field(None, gt=0, lt=1, description="unset: 1 / (10 x declared users of the smallest silo)")
     max_grad_norm: float = Field(1.0, gt=0, description="L2 bound of one user's gradient")
@@ -127,26 +129,28 @@ class PrivacyConfig(_Section):
 class TrainingConfig(_Section):
     """What a silo does in one round."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="of the silo, started afresh in every round")
+    learning_rate: float = Field(1e-3, gt=0, description="of the silo's optimiser")
+    weight_decay: float = Field(0.01, ge=0, description="of adamw; others have none")
     local_epochs: int = Field(0, ge=0, description="mode none: passes over the silo's users; 0 takes local_steps")
     local_steps: int = Field(4, ge=1, description="optimiser steps per round")
     sampling_probability: float = Field(0.25, gt=0, le=1, description="chance of a user to be in a step")
     batch_size: int = Field(64, ge=1, description="mode none: users per step")
     physical_batch_size: int = Field(64, ge=1, description="users per forward pass; bounds memory, changes no result")
-    gradient_clip: float = Field(1.0, gt=0, description="mode none: L2 bound of the summed gradient")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gradient_clip: float = Field(1.0, gt=0, description="mode none: L2 bound of a step's mean gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all items on sale")
 
 
 class FederationConfig(_Section):
     """The round loop."""
 
-    rounds: int = Field(6, ge=0)
-    server_optimizer: Literal["fedavg", "fedadam"] = "fedavg"
-    server_learning_rate: float = Field(1.0, gt=0)
-    server_beta1: float = Field(0.9, ge=0, lt=1)
-    server_beta2: float = Field(0.99, ge=0, lt=1)
+    rounds: int = Field(6, ge=0, description="rounds of training after the count")
+    server_optimizer: Literal["fedavg", "fedadam"] = Field(
+        "fedavg", description="what the coordinator does with the mean update (Reddi et al. 2021)"
+    )
+    server_learning_rate: float = Field(1.0, gt=0, description="step along the mean update; 1 is plain averaging")
+    server_beta1: float = Field(0.9, ge=0, lt=1, description="FedAdam's momentum")
+    server_beta2: float = Field(0.99, ge=0, lt=1, description="FedAdam's decay of squared updates")
     server_tau: float = Field(1e-3, gt=0, description="FedAdam's degree of adaptivity")
     quorum: float = Field(0.5, gt=0, le=1, description="share of silos that must answer in a round")
     deadline: float = Field(600.0, gt=0, description="seconds to wait for the silos in a round")
@@ -165,10 +169,10 @@ class FederationConfig(_Section):
 class EvaluationConfig(_Section):
     """What a simulation measures; it is never reachable from the apps."""
 
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, description="length of the recommended lists")
     every: int = Field(1, ge=1, description="evaluate after every so many rounds")
     bootstrap: int = Field(1000, ge=0, description="resamples behind the confidence intervals; 0 means none")
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
     select: Literal["last", "validation"] = Field(
         "last", description="which round is reported; 'validation' looks at private data and is for reference runs"
     )

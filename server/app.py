@@ -49,11 +49,10 @@ def start_of(config: Config) -> Start:
     from common.model.resident import resident
 
     home = resident(config)
-    vectors = home.model.item_vectors.cpu().numpy()
 
     def biased(vector: NDArray[np.float32], counts: NDArray[np.float64], noise_std: float) -> NDArray[np.float32]:
         out = vector.copy()
-        out[home.manifest.slice("bias.weight")] = biases_from_counts(counts, noise_std, config.model, vectors)
+        out[home.manifest.slice("bias.weight")] = biases_from_counts(counts, noise_std, config.model)
         return out
 
     smallest = min(config.federation.declared_users)
@@ -62,5 +61,5 @@ def start_of(config: Config) -> Start:
         manifest_hash=home.manifest.hash,
         biased=biased if config.model.bias_weight else None,
         count_noise_std=plan_for(config, smallest, smallest).count_noise_std,
-        n_items=len(vectors),
+        n_items=home.model.n_items,
     )

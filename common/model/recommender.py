@@ -212,9 +212,7 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=half)
 
 
-def biases_from_counts(
-    counts: NDArray[np.float64], noise_std: float, config: ModelConfig, vectors: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def biases_from_counts(counts: NDArray[np.float64], noise_std: float, config: ModelConfig) -> NDArray[np.float32]:
     """Item biases ``(n_items,)``: ``bias_weight`` times the log share of interactions, smoothed.
 
     Parameters
@@ -223,8 +221,6 @@ def biases_from_counts(
         ``(n_items,)`` noised interaction mass per item, possibly negative.
     noise_std:
         Standard deviation of the noise in each count; 0 for exact counts.
-    vectors:
-        Public item vectors, here unused by exact counts.
 
     Notes
     -----

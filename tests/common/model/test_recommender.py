@@ -251,13 +251,12 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 CONFIG = Config().model
-NO_VECTORS = np.zeros((0, 0), dtype=np.float32)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_biases_of_exact_counts_are_their_centred_logarithms(counts: list[int]) -> None:
-    bias = biases_from_counts(np.array(counts, dtype=np.float64), 0.0, CONFIG, NO_VECTORS)
+    bias = biases_from_counts(np.array(counts, dtype=np.float64), 0.0, CONFIG)
     expected = np.log(np.array(counts) + 1.0)
     np.testing.assert_allclose(bias, expected - expected.mean(), atol=1e-5)
     assert bias.dtype == np.float32
@@ -265,8 +264,8 @@ def test_biases_of_exact_counts_are_their_centred_logarithms(counts: list[int]) 
 
 def test_the_weight_of_biases() -> None:
     counts = np.array([1.0, 5.0, 90.0])
-    whole = biases_from_counts(counts, 0.0, CONFIG, NO_VECTORS)
-    half = biases_from_counts(counts, 0.0, CONFIG.model_copy(update={"bias_weight": 0.5}), NO_VECTORS)
+    whole = biases_from_counts(counts, 0.0, CONFIG)
+    half = biases_from_counts(counts, 0.0, CONFIG.model_copy(update={"bias_weight": 0.5}))
     np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
 
 
@@ -276,10 +275,10 @@ def test_biases_of_noisy_counts_are_closer_to_the_truth_than_without_shrinking(n
     """Mean over 20 draws of 400 items with Zipf popularity; against the same noisy counts taken at face value."""
     rng = np.random.default_rng(1)
     truth = 4000 * (np.arange(1, 401) ** -skew) / (np.arange(1, 401) ** -skew).sum()
-    right = biases_from_counts(truth, 0.0, CONFIG, NO_VECTORS)
+    right = biases_from_counts(truth, 0.0, CONFIG)
 
     def error(noisy: np.ndarray, std: float) -> float:
-        return float(((biases_from_counts(noisy, std, CONFIG, NO_VECTORS) - right) ** 2).mean())
+        return float(((biases_from_counts(noisy, std, CONFIG) - right) ** 2).mean())
 
     draws = [truth + noise_std * rng.standard_normal(400) for _ in range(20)]
     assert np.mean([error(noisy, noise_std) for noisy in draws]) < np.mean([error(noisy, 0.0) for noisy in draws])
@@ -289,7 +288,7 @@ def test_biases_of_noisy_counts_are_closer_to_the_truth_than_without_shrinking(n
 @settings(max_examples=40, deadline=None)
 def test_biases_of_noisy_counts_are_finite_centred_and_keep_the_order(seed: int, noise_std: float) -> None:
     counts = np.random.default_rng(seed).normal(0, noise_std, 30)
-    bias = biases_from_counts(counts, noise_std, CONFIG, NO_VECTORS).astype(np.float64)
+    bias = biases_from_counts(counts, noise_std, CONFIG).astype(np.float64)
     assert np.isfinite(bias).all()
     assert abs(bias.mean()) < 1e-5
     assert (np.diff(bias[np.argsort(counts, kind="stable")]) >= 0).all()
@@ -298,7 +297,7 @@ def test_biases_of_noisy_counts_are_finite_centred_and_keep_the_order(seed: int,
 def test_biases_of_pure_noise_say_little() -> None:
     """No signal in the variance: within a factor of two of even, where the raw counts would span a hundred."""
     noisy = np.random.default_rng(0).normal(3.0, 50.0, 2000)
-    assert np.abs(biases_from_counts(noisy, 50.0, CONFIG, NO_VECTORS)).max() < np.log(2.0)
+    assert np.abs(biases_from_counts(noisy, 50.0, CONFIG)).max() < np.log(2.0)
 
 
 def test_build_needs_no_download(catalogue: Catalogue) -> None:
