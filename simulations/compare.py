@@ -6,11 +6,9 @@ for its own users, and ``centralised``, all users in one place. Both keep the ru
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from common.config import Config, load, to_dict, to_run_config
 from common.data.interactions import Dataset
 from common.data.partition import declare_users
 from common.errors import ConfigError
+from common.logs import errors_only
 from common.metrics import Evaluation
 from common.model.resident import resident
 from simulations.baselines import create
@@ -137,22 +136,13 @@ def _train(config: Config, silos: list[int], evaluator: Evaluator, data: Dataset
             best = quality, report.vector
 
     nodes = {place: {"partition-id": silo} for place, silo in enumerate(silos)}
-    with tempfile.TemporaryDirectory(prefix="silorec-") as folder, _without_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="silorec-") as folder,
+        errors_only("silorec.server"),
+    ):  # silos that were left out do not answer
         if data is not None:
             open_silo(config, Place.of(nodes[0], folder))._data = SiloData.from_dataset(data, config, None, model.tokenizer)
         grid = InProcessGrid(client_app, len(silos), to_run_config(config) | {"app.out": folder}, node_configs=nodes)
         roster = Roster.of(config.federation)
         result = run_federation(grid, config, start_of(config), roster, folder=Path(folder), on_round=on_round)
     return result.vector if best is None else best[1]
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Nobody need be told in every round that silos which were left out do not answer."""
-    log = logging.getLogger("silorec.server")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

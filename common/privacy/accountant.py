@@ -6,18 +6,20 @@ are chosen adaptively, and PLD (Koskela et al. 2020; Doroshenko et al. 2022), ti
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 from common.errors import PrivacyError
+from common.logs import errors_only
 from common.privacy.events import Event, Unprotected
 
 Method = Literal["rdp", "pld"]
+
+#: Whose logger warns of Rényi orders that it leaves out; the bound over the others stands.
+_LIBRARY = "absl"
 
 #: Width in nats of the grid on which PLDs are rounded up: a bound at any width. Against 1e-4, dp_accounting's default, this one
 #: gives up less than 0.001 % for tens of steps and some 1 % for a thousand of tiny loss, and takes a tenth of the time.
@@ -42,7 +44,7 @@ def epsilon(events: Sequence[Event], delta: float, method: Method = "rdp") -> fl
     if not events:
         return 0.0
     accountant = _accountant(method)
-    with _quiet():
+    with errors_only(_LIBRARY):
         for event, times in Counter(event.to_dp_event() for event in events).items():
             accountant.compose(event, times)
         return float(accountant.get_epsilon(delta))
@@ -127,7 +129,7 @@ def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta:
             low *= 0.8
         tolerance, bracket = 1e-4 * high, dp_accounting.ExplicitBracketInterval(low, high)
     try:
-        with _quiet():
+        with errors_only(_LIBRARY):
             sigma = dp_accounting.calibrate_dp_mechanism(
                 lambda: _accountant(method), make_event, target_epsilon, delta, bracket, tol=tolerance
             )
@@ -137,15 +139,3 @@ def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta:
             "choose a budget that is neither tiny nor huge"
         ) from None
     return float(sigma)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's warnings about Rényi orders that it leaves out: the bound over the others stands."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
