@@ -160,6 +160,11 @@ class Silo:
             self._data = SiloData.from_dataset(dataset, self.config, mask, tokenizer)
         return self._data
 
+    @data.setter
+    def data(self, data: Any) -> None:
+        """Put other data in the place of the silo's part of the population: for simulations that compare."""
+        self._data = data
+
     def _once(self, action: str, asked: str, event: Event, compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """The answer that was given to the same question before; else charge, compute and keep it."""
         folder = self.place.folder

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 simulations_app = typer.Typer(add_completion=False)
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, whether or not there was something to keep; as a shell's own."""
+
 
 class GridChoice(Enum):
     """Values of ``--grid``."""
@@ -63,10 +66,12 @@ def simulate(
     if as_json:
         folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=Silent())
         typer.echo((folder / "result.json").read_text(encoding="utf-8"))
-        return
-    with Terminal() as watch:
-        folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=watch)
-    _print_result(folder, load(folder / "config.toml").evaluation.k)
+    else:
+        with Terminal() as watch:
+            folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=watch)
+        _print_result(folder, load(folder / "config.toml").evaluation.k)
+    if json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"] == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 @simulations_app.command("recommend")

@@ -141,7 +141,7 @@ def _train(config: Config, silos: list[int], evaluator: Evaluator, data: Dataset
         errors_only("silorec.server"),
     ):  # silos that were left out do not answer
         if data is not None:
-            open_silo(config, Place.of(nodes[0], folder))._data = SiloData.from_dataset(data, config, None, model.tokenizer)
+            open_silo(config, Place.of(nodes[0], folder)).data = SiloData.from_dataset(data, config, None, model.tokenizer)
         grid = InProcessGrid(client_app, len(silos), to_run_config(config) | {"app.out": folder}, node_configs=nodes)
         roster = Roster.of(config.federation)
         result = run_federation(grid, config, start_of(config), roster, folder=Path(folder), on_round=on_round)

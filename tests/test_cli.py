@@ -19,6 +19,8 @@ from simulations.scenario import scenarios
 HEAVY = ("torch", "flwr", "transformers", "pyarrow", "sklearn", "pandas", "scipy", "peft", "opacus", "ray", "matplotlib")
 SMALL = ("--set", "federation.rounds=1", "--set", "run.device=cpu", "--set", 'evaluation.references=["popularity"]')
 
+NOT_INSTALLED = "silorec: {} is not installed: this needs the extra 'simulate': pip install 'silorec[simulate]'"
+
 
 def commands() -> Iterator[tuple[str, ...]]:
     """Every command with what leads to it."""
@@ -181,22 +183,31 @@ def test_ctrl_c_is_a_sentence_and_status_130(capsys: pytest.CaptureFixture[str],
     assert (status, out, err) == (130, "", "silorec: interrupted\n")
 
 
-@pytest.mark.parametrize("module", ["torch", "flwr"])
-def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, module: str) -> None:
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
     done = python(
         "import sys, silorec\n"
         "class Absent:\n"
         "    def find_spec(name, *_):\n"
-        f"        if name == {module!r}:\n"
+        "        if name == 'torch':\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent)\n"
-        f"silorec.main(['simulate', 'smoke', *{SMALL!r}, '--out', {str(tmp_path)!r}])"
+        f"silorec.main(['simulate', 'smoke', '--out', {str(tmp_path)!r}])"
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        f"silorec: {module} is not installed: this needs the extra 'simulate': pip install 'silorec[simulate]'"
-    )
+    assert done.stderr.splitlines()[-1] == NOT_INSTALLED.format("torch")
     assert "Traceback" not in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("module", ["flwr", "opacus", "dp_accounting", "implicit", "sklearn"])
+def test_so_is_one_that_is_only_missed_on_the_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    def misses(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("simulations.run.simulate", misses)
+    assert run(capsys, "simulate", "smoke", "--json") == (2, "", NOT_INSTALLED.format(module) + "\n")
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_bug_and_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +224,11 @@ def test_python_users_import_two_names_late() -> None:
         "try:\n    silorec.nosuch\nexcept AttributeError as error:\n    print(error)"
     )
     assert done.stdout.splitlines() == ["simulations.run simulations.recommend", "module 'silorec' has no attribute 'nosuch'"]
+
+
+def test_an_interrupted_simulation_that_kept_a_round_says_so_and_exits_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "result.json").write_text('{"status": "interrupted"}')
+    monkeypatch.setattr("simulations.run.simulate", lambda *_, **__: tmp_path)
+    assert run(capsys, "simulate", "smoke", "--json") == (130, '{"status": "interrupted"}\n', "")
