@@ -231,4 +231,4 @@ def test_an_interrupted_simulation_that_kept_a_round_says_so_and_exits_130(
 ) -> None:
     (tmp_path / "result.json").write_text('{"status": "interrupted"}')
     monkeypatch.setattr("simulations.run.simulate", lambda *_, **__: tmp_path)
-    assert run(capsys, "simulate", "smoke", "--json") == (130, '{"status": "interrupted"}\n', "")
+    assert run(capsys, "simulate", "smoke", "--json") == (130, '{"status": "interrupted"}\n', "silorec: interrupted\n")
