@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from common.config import FederationConfig
 from common.errors import FederationError
 
+AVERAGE = "average"
+
 OptimiserState = Mapping[str, NDArray[np.float64]]
 Step = Callable[[NDArray[np.float32], NDArray[np.float64], OptimiserState, FederationConfig], "Stepped"]
 
@@ -71,12 +73,30 @@ def fedadam(vector: NDArray[np.float32], update: NDArray[np.float64], state: Opt
     """Algorithm 2 of Reddi et al. with the FedAdam line: ``m ← β₁m + (1-β₁)Δ``, ``v ← β₂v + (1-β₂)Δ²``,
     ``x ← x + η·m/(√v + τ)``, from ``m = 0`` and ``v = τ²``, without Adam's bias correction, as in the paper."""
     beta1, beta2, tau = config.server_beta1, config.server_beta2, config.server_tau
-    m = state["m"] if state else np.zeros_like(update)
-    v = state["v"] if state else np.full_like(update, tau**2)
+    m = state["m"] if "m" in state else np.zeros_like(update)
+    v = state["v"] if "v" in state else np.full_like(update, tau**2)
     m = beta1 * m + (1 - beta1) * update
     v = beta2 * v + (1 - beta2) * update**2
     step = config.server_learning_rate * m / (np.sqrt(v) + tau)
     return Stepped((vector + step).astype(np.float32), {"m": m, "v": v})
+
+
+def averaged(stepped: Stepped, before: OptimiserState, config: FederationConfig) -> Stepped:
+    """Also keep the running average ``a ← α·a + (1-α)·x`` of adapters, from the first one (Polyak & Juditsky 1992).
+
+    Rounds go on from ``x``; :func:`kept` gives what the federation hands out. In private modes this is post-processing.
+    """
+    alpha = config.server_averaging
+    if not alpha:
+        return stepped
+    vector = stepped.vector.astype(np.float64)
+    average = alpha * before[AVERAGE] + (1 - alpha) * vector if AVERAGE in before else vector
+    return Stepped(stepped.vector, {**stepped.state, AVERAGE: average})
+
+
+def kept(vector: NDArray[np.float32], state: OptimiserState) -> NDArray[np.float32]:
+    """What a federation hands out after a round, float32 ``(n,)``: the running average if there is one, else the last adapter."""
+    return state[AVERAGE].astype(np.float32) if AVERAGE in state else vector
 
 
 OPTIMISERS: Mapping[str, Step] = {"fedavg": fedavg, "fedadam": fedadam}

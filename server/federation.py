@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.protocol import COUNT, TRAIN, Request, TrainRequest, config_hash
-from server.aggregation import OPTIMISERS, weighted_mean
+from server.aggregation import OPTIMISERS, averaged, kept, weighted_mean
 from server.checkpoint import Checkpoint, load, save
 from server.exchange import Answers, Exchange, Roster
 
@@ -55,7 +55,7 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class RoundReport:
-    """One finished round (0 is the count): the new adapter, who answered, and how long it took."""
+    """One finished round (0 is the count): the adapter to hand out, who answered, and how long it took."""
 
     round: int
     vector: NDArray[np.float32]
@@ -65,7 +65,7 @@ class RoundReport:
 
 @dataclass(frozen=True, eq=False)
 class FederationResult:
-    """The last adapter, the last finished round, one table per round, and whether it was stopped before its time."""
+    """The adapter to hand out, the last finished round, one table per round, and whether it was stopped before its time."""
 
     vector: NDArray[np.float32]
     round: int
@@ -112,7 +112,7 @@ def run_federation(
 
     while state.round < config.federation.rounds:
         if stop is not None and stop():
-            return FederationResult(state.vector, state.round, state.history, stopped=True)
+            return FederationResult(kept(state.vector, state.optimiser), state.round, state.history, stopped=True)
         began, number = time.monotonic(), state.round + 1
         if number == 0:
             state = _count(silos, state, start)
@@ -121,13 +121,14 @@ def run_federation(
             answers = silos.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
             mean = weighted_mean({silo: reply["update"] for silo, reply in answers.fields.items()}, roster.weights)
             stepped = optimise(state.vector, mean, state.optimiser, config.federation)
+            stepped = averaged(stepped, state.optimiser, config.federation)
             facts = _facts(number, answers) | {"update_norm": float(np.linalg.norm(mean))}
             state = replace(state, round=number, vector=stepped.vector, optimiser=stepped.state, history=(*state.history, facts))
         if folder is not None:
             save(folder, state)
         if on_round is not None:
-            on_round(RoundReport(number, state.vector, state.history[-1], time.monotonic() - began))
-    return FederationResult(state.vector, state.round, state.history)
+            on_round(RoundReport(number, kept(state.vector, state.optimiser), state.history[-1], time.monotonic() - began))
+    return FederationResult(kept(state.vector, state.optimiser), state.round, state.history)
 
 
 def _count(silos: Exchange, state: Checkpoint, start: Start) -> Checkpoint:

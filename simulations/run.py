@@ -207,6 +207,7 @@ def _recall(config: Config, folder: Path, evaluator: Evaluator, progress: Progre
 
     A round is on the disk before it is evaluated. If the run was stopped in between, that round is returned, to be evaluated now.
     """
+    from server.aggregation import kept
     from server.checkpoint import load as load_checkpoint
     from server.federation import RoundReport
 
@@ -217,6 +218,7 @@ def _recall(config: Config, folder: Path, evaluator: Evaluator, progress: Progre
     write_durably(path, "".join(whole).encode())
     if state is None:
         return None
+    handed_out = kept(state.vector, state.optimiser)
     records = [json.loads(line) for line in whole]
     if records or state.round:
         progress.start = load_adapter(folder / START)[0]
@@ -224,13 +226,13 @@ def _recall(config: Config, folder: Path, evaluator: Evaluator, progress: Progre
         progress.last_round = records[-1]["round"]
         chosen = load_adapter(folder / ADAPTER)[0]
         number = max(record["round"] for record in records if record["selected"])
-        if progress.last_round < state.round and np.array_equal(chosen, state.vector):
+        if progress.last_round < state.round and np.array_equal(chosen, handed_out):
             number = state.round  # it was selected, but not yet written down, when the run was stopped
         asked = config.evaluation.select == "validation"
         progress.best = (number, evaluator.judge(chosen, "validation") if asked else None, chosen)
         if progress.last_round == state.round:
             return None
-    return RoundReport(state.round, state.vector, state.history[-1], math.nan)
+    return RoundReport(state.round, handed_out, state.history[-1], math.nan)
 
 
 def _conclude(

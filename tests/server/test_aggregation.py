@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAdam
 
 from common.config import FederationConfig
 from common.errors import FederationError
-from server.aggregation import fedadam, fedavg, weighted_mean
+from server.aggregation import averaged, fedadam, fedavg, kept, weighted_mean
 from simulations.grid import InProcessGrid
 
 
@@ -104,3 +104,26 @@ def test_fedadams_moments_are_those_of_flowers_fedadam() -> None:
         vector, state = stepped.vector, stepped.state
     np.testing.assert_allclose(state["m"], theirs.m_t["x"], rtol=1e-9)
     np.testing.assert_allclose(state["v"] - 0.95 ** len(deltas) * 0.01**2, theirs.v_t["x"], rtol=1e-9)
+
+
+def test_the_running_average_is_that_of_a_loop_and_leaves_the_rounds_alone() -> None:
+    config = FederationConfig(server_averaging=0.6)
+    rng = np.random.default_rng(3)
+    vector, state = rng.normal(size=7).astype(np.float32), {}
+    adapters = []
+    for _ in range(5):
+        update = rng.normal(size=7)
+        stepped = averaged(fedavg(vector, update, state, config), state, config)
+        np.testing.assert_array_equal(stepped.vector, (vector + update).astype(np.float32))
+        vector, state = stepped.vector, stepped.state
+        adapters.append(vector.astype(np.float64))
+    weights = np.array([0.6**4, *(0.4 * 0.6 ** (4 - r) for r in range(1, 5))])
+    assert weights.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(kept(vector, state), weights @ np.stack(adapters), rtol=1e-6)
+
+
+def test_without_averaging_the_last_adapter_is_handed_out() -> None:
+    config = FederationConfig()
+    stepped = averaged(fedavg(np.zeros(3, np.float32), np.ones(3), {}, config), {}, config)
+    assert stepped.state == {}
+    np.testing.assert_array_equal(kept(stepped.vector, stepped.state), np.ones(3, np.float32))

@@ -108,9 +108,10 @@ def test_a_silo_that_recovers_when_asked_again_is_in_the_round() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("averaging", [0.0, 0.6])
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
 def test_killed_after_any_round_and_resumed_is_the_same_as_never_killed(
-    tmp_path: Path, optimizer: str, killed_after: int
+    tmp_path: Path, optimizer: str, averaging: float, killed_after: int
 ) -> None:
     class Killed(Exception):
         pass
@@ -119,7 +120,7 @@ def test_killed_after_any_round_and_resumed_is_the_same_as_never_killed(
         if report.round == killed_after:
             raise Killed
 
-    settings = {"rounds": 4, "server_optimizer": optimizer, "server_learning_rate": 0.3}
+    settings = {"rounds": 4, "server_optimizer": optimizer, "server_learning_rate": 0.3, "server_averaging": averaging}
     whole = run(**settings)
     with pytest.raises(Killed):
         run(folder=tmp_path, on_round=kill, **settings)
