@@ -153,7 +153,10 @@ class FederationConfig(_Section):
     server_beta2: float = Field(0.99, ge=0, lt=1, description="FedAdam's decay of squared updates")
     server_tau: float = Field(1e-3, gt=0, description="FedAdam's degree of adaptivity")
     server_averaging: float = Field(
-        0.0, ge=0, lt=1, description="share of its former self in the running average of adapters that is kept; 0 keeps the last one"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of its former self in the running average of adapters that is kept; 0 keeps the last one",
     )
     quorum: float = Field(0.5, gt=0, le=1, description="share of silos that must answer in a round")
     deadline: float = Field(600.0, gt=0, description="seconds to wait for the silos in a round")
