@@ -18,7 +18,7 @@ _NAMES = {"simulate": "simulations.run", "recommend": "simulations.recommend"}
 # Modules that the base goes without; a command that misses one says which extra brings it.
 _OPTIONAL = frozenset(
     {
-        "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "opacus", "peft", "psutil", "ray", "scipy",
+        "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "mpmath", "opacus", "peft", "psutil", "ray", "scipy",
         "sklearn", "threadpoolctl", "torch", "transformers",
     }
 )  # fmt: skip
@@ -38,6 +38,7 @@ def command_line() -> typer.Typer:
 
     from common.cli import fetch_app
     from common.data.cli import data_app
+    from common.privacy.ledger_cli import ledger_app
     from simulations.cli import simulations_app
 
     app = typer.Typer(
@@ -50,6 +51,7 @@ def command_line() -> typer.Typer:
     app.add_typer(simulations_app)
     app.add_typer(fetch_app)
     app.add_typer(data_app, name="data")
+    app.add_typer(ledger_app, name="ledger")
 
     @app.callback()
     def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside.")) -> None:

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client.release import answer
 from client.silo import Place, Silo, open_silo
-from client.wire import read_request, read_train_request
+from client.wire import read_adapter_request, read_request
 from common.protocol import read_run_config
 
 app = ClientApp()
@@ -31,7 +31,13 @@ def count(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """How does the adapter change when it is trained on the silo's users? Protected."""
-    return answer(message, lambda: _silo(context).train(read_train_request(message)))
+    return answer(message, lambda: _silo(context).train(read_adapter_request(message)))
+
+
+@app.query("metrics")
+def metrics(message: Message, context: Context) -> Message:
+    """How good is the adapter on what the silo held out? Protected; asked once, after the last round."""
+    return answer(message, lambda: _silo(context).metrics(read_adapter_request(message)))
 
 
 def _silo(context: Context) -> Silo:

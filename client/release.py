@@ -17,16 +17,28 @@ from collections.abc import Callable
 from flwr.app import Error, Message
 
 from client.wire import reply_content
-from common.errors import AssetError, ConfigError, DataError, ErrorCode, ModelError, PrivacyError
+from common.errors import (
+    AssetError,
+    BudgetExhausted,
+    ConfigError,
+    DataError,
+    ErrorCode,
+    LedgerError,
+    ModelError,
+    PolicyRefused,
+    PrivacyError,
+)
 from common.protocol import Fields, Refusal, check_reply
 
 log = logging.getLogger("silorec.client")
 
-#: The texts of these speak of the configuration, of public models and of the request.
-_SPEAKS_OF_PUBLIC_THINGS = (Refusal, ConfigError, AssetError, ModelError)
+#: The texts of these speak of the configuration, of public models, of the request, and of the silo's own budget.
+_SPEAKS_OF_NO_USER = (Refusal, ConfigError, AssetError, ModelError, BudgetExhausted, PolicyRefused, LedgerError)
 
 _CODES: tuple[tuple[type[Exception], ErrorCode], ...] = (
     (ConfigError, ErrorCode.BAD_REQUEST),
+    (BudgetExhausted, ErrorCode.BUDGET_EXHAUSTED),
+    (LedgerError, ErrorCode.LEDGER_UNAVAILABLE),
     (PrivacyError, ErrorCode.POLICY_REFUSED),
     (DataError, ErrorCode.DATA_UNAVAILABLE),
     (AssetError, ErrorCode.DATA_UNAVAILABLE),
@@ -55,7 +67,7 @@ def code_of(error: Exception) -> ErrorCode:
 
 
 def _for_the_log(error: Exception) -> str:
-    if isinstance(error, _SPEAKS_OF_PUBLIC_THINGS):
+    if isinstance(error, _SPEAKS_OF_NO_USER):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     return f"{type(error).__name__} at " + " < ".join(f"{f.name} ({f.filename}:{f.lineno})" for f in reversed(frames))

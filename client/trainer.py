@@ -3,9 +3,9 @@
 In mode ``silo`` a round is a few steps of DP-SGD (Abadi et al. 2016): users are Poisson-sampled, each user's whole
 contribution is one gradient, clipped in L2, noise is added to the sum, and the sum is divided by the *declared* expected
 batch size. An empty sample still takes a noisy step. What a round costs is ``PrivacyPlan.train_event``; the caller charges
-it to the silo's journal before calling :func:`train_round`.
+it to the silo's ledger before calling :func:`train_round`.
 
-In private modes every draw comes from the operating system, never from the run's seed. For noise and sampling that is plain: a
+In private modes every draw comes from secret randomness, never from the run's seed. For noise and sampling that is plain: a
 coordinator who knows the seed must not be able to subtract the noise. But windows and dropout are drawn for users in their order
 in the sample, so with a known seed one user more would change what everybody after them contributes, and the sum would move by
 more than the clip. Drawn in secret they are independent of who else is there.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,17 @@ from torch import Tensor, nn
 
 from common.config import Config, TrainingConfig
 from common.data.interactions import Dataset
-from common.errors import ModelError
+from common.errors import DataError, ModelError
+from common.metrics import evaluate
 from common.model.adapter import to_vector
-from common.model.recommender import Batch, Recommender, autocast
-from common.privacy.noise import gaussian_noise
-from common.privacy.plan import COUNT_MAX_NORM, PrivacyPlan
+from common.model.recommender import Batch, Recommender, autocast, padded
+from common.privacy.noise import poisson_mask
+from common.privacy.plan import COUNT_MAX_NORM, METRICS, METRICS_MAX_NORM, PrivacyPlan
+from common.privacy.rounding import add_gaussian_noise
+
+#: For audits of the training itself (``simulations.attacks``): told whose gradients now lie in ``grad_sample`` (B, *shape), not
+#: yet clipped, and may put others in their place. No app passes one.
+Plant = Callable[[Recommender, NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,9 @@ class SiloData:
         Token ids of each user's text; empty where there is none.
     item_mask:
         bool ``(n_items,)``: what this silo sells; None means everything.
+    held_out:
+        int32, one per user: the item after the history, which is never trained on and by which quality is measured; -1 where
+        there is none. None means that this silo holds nothing out.
     """
 
     histories: tuple[NDArray[np.int32], ...]
@@ -51,17 +60,23 @@ class SiloData:
     n_items: int
     window: int
     item_mask: NDArray[np.bool_] | None = None
+    held_out: NDArray[np.int32] | None = None
 
     @classmethod
     def from_dataset(
-        cls, dataset: Dataset, config: Config, item_mask: NDArray[np.bool_] | None = None, tokenizer: object | None = None
+        cls,
+        dataset: Dataset,
+        config: Config,
+        item_mask: NDArray[np.bool_] | None = None,
+        tokenizer: object | None = None,
+        held_out: NDArray[np.int32] | None = None,
     ) -> SiloData:
         """The users of ``dataset``; their text is used when ``model.user_text`` is on, which needs a tokenizer."""
         histories = tuple(dataset.interactions.histories())
         text: tuple[tuple[int, ...], ...] = ((),) * len(histories)
         if config.model.user_text:
             text = tuple(tokenise(line, tokenizer, config.model.text_tokens) for line in user_texts(dataset))
-        return cls(histories, text, len(dataset.catalogue), config.model.window, item_mask)
+        return cls(histories, text, len(dataset.catalogue), config.model.window, item_mask, held_out)
 
     def batch(self, users: Sequence[int] | NDArray[np.integer], ends: NDArray[np.int64] | None = None) -> tuple[Batch, Tensor]:
         """Inputs and next-item targets of some users.
@@ -78,20 +93,20 @@ class SiloData:
         targets:
             int64 (B, T): the item after each position, ``-1`` where there is none.
         """
-        items = np.full((len(users), self.window + 1), -1, dtype=np.int64)
+        windows = []
         for row, user in enumerate(users):
             history = self.histories[int(user)]
             end = len(history) if ends is None else int(ends[row])
-            chosen = history[max(0, end - self.window - 1) : end]
-            items[row, : len(chosen)] = chosen
-        inputs, targets = items[:, :-1].copy(), items[:, 1:].copy()
+            windows.append(history[max(0, end - self.window - 1) : end])
+        items = padded(windows, self.window + 1)
+        inputs, targets = items[:, :-1].clone(), items[:, 1:].clone()
         inputs[targets < 0] = -1
-        longest = max((len(self.text[int(u)]) for u in users), default=0)
-        text = np.full((len(users), longest), -1, dtype=np.int64)
-        for row, user in enumerate(users):
-            tokens = self.text[int(user)]
-            text[row, : len(tokens)] = tokens
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(text)), torch.from_numpy(targets)
+        text = [self.text[int(u)] for u in users]
+        return Batch(inputs, padded(text, max((len(tokens) for tokens in text), default=0))), targets
+
+    def inputs(self, users: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """The latest window of some users, to be asked what comes next."""
+        return Batch.of_histories([self.histories[int(u)] for u in users], self.window, [self.text[int(u)] for u in users])
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +182,61 @@ def release_counts(data: SiloData, config: Config, plan: PrivacyPlan) -> NDArray
         if len(items):
             counts[items] += COUNT_MAX_NORM / np.sqrt(len(items))
     if plan.mode != "none":
-        counts += gaussian_noise(counts.shape, plan.count_noise_std)
+        counts = add_gaussian_noise(counts, plan.count_noise_std, hardened=plan.hardened)
     return counts.astype(np.float32)
 
 
+def release_metrics(model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan) -> NDArray[np.float32]:
+    """NDCG@k and HR@k summed over users, ``(2,)``, protected as ``plan.metrics_event()`` says; charge that first.
+
+    Each user is measured on the held-out item alone, among all items that the silo sells and the user has not met; a user
+    without one adds nothing. In a private mode Gaussian noise is added: a user's part has at most norm sqrt(2).
+    """
+    per_user = _quality(model, data, config)
+    norms = np.linalg.norm(per_user, axis=1, keepdims=True)
+    total = (per_user * np.minimum(1.0, METRICS_MAX_NORM / np.maximum(norms, 1e-12))).sum(axis=0)
+    if plan.mode != "none":
+        total = add_gaussian_noise(total, plan.metrics_noise_std, hardened=plan.hardened)
+    return total.astype(np.float32)
+
+
+def _quality(model: Recommender, data: SiloData, config: Config) -> NDArray[np.float64]:
+    """``(n_users, 2)``: NDCG@k and HR@k of each user with a held-out item."""
+    if data.held_out is None:
+        raise DataError("this silo holds no interactions out, so quality cannot be measured")
+    users = np.flatnonzero(data.held_out >= 0)
+    if not len(users):
+        return np.zeros((0, len(METRICS)))
+    k = config.evaluation.k
+    model.eval()
+
+    def scores(positions: NDArray[np.int64]) -> NDArray[np.floating]:
+        batch = data.inputs(users[positions]).to(model.device)
+        with torch.inference_mode(), autocast(config, model.device):
+            return np.asarray(model(batch, last_only=True).float().cpu().numpy())
+
+    sold = None if data.item_mask is None else data.item_mask[None]
+    ranked = evaluate(
+        scores,
+        data.held_out[users],
+        [data.histories[int(u)] for u in users],
+        depth=k,
+        assortments=sold,
+        assortment_of=None if sold is None else np.zeros(len(users), dtype=np.int64),
+        block=config.training.physical_batch_size,
+    )
+    return np.stack([ranked.ndcg(k), ranked.hit_rate(k)], axis=1)
+
+
 def train_round(
-    model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, *, round_number: int, silo_seed: int
+    model: Recommender,
+    data: SiloData,
+    config: Config,
+    plan: PrivacyPlan,
+    *,
+    round_number: int,
+    silo_seed: int,
+    plant: Plant | None = None,
 ) -> LocalResult:
     """Train ``model`` in place from the state it is in, and give the difference.
 
@@ -180,6 +244,8 @@ def train_round(
     ----------
     silo_seed:
         Seeds shuffling, windows and dropout in mode ``none``; nothing in private modes depends on it.
+    plant:
+        An audit's canaries, for private modes; see :data:`Plant`.
     """
     if plan.mode != "none":
         silo_seed = int.from_bytes(os.urandom(8), "little") >> 1
@@ -193,7 +259,7 @@ def train_round(
             if plan.mode == "none":
                 steps, loss = _train_plain(model, data, config, np.random.default_rng(silo_seed))
             else:
-                steps, loss = _train_private(model, data, config, plan, np.random.default_rng()), None
+                steps, loss = _train_private(model, data, config, plan, np.random.default_rng(), plant), None
         finally:
             model.eval()
             for parameter in model.parameters():
@@ -202,10 +268,8 @@ def train_round(
 
 
 def poisson_sample(n_users: int, probability: float) -> NDArray[np.int64]:
-    """Each of ``n_users`` independently with ``probability``, from the operating system's generator."""
-    draws = np.frombuffer(os.urandom(8 * n_users), dtype=np.uint64)
-    threshold = int(probability * 2**64)
-    return np.flatnonzero(draws < threshold if threshold < 2**64 else np.ones(n_users, dtype=np.bool_)).astype(np.int64)
+    """Each of ``n_users`` independently with ``probability``, from a cryptographic stream."""
+    return np.flatnonzero(poisson_mask(n_users, probability)).astype(np.int64)
 
 
 def _train_plain(model: Recommender, data: SiloData, config: Config, rng: np.random.Generator) -> tuple[int, float]:
@@ -232,7 +296,9 @@ def _train_plain(model: Recommender, data: SiloData, config: Config, rng: np.ran
     return steps, total / max(predictions, 1.0)
 
 
-def _train_private(model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, rng: np.random.Generator) -> int:
+def _train_private(
+    model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, rng: np.random.Generator, plant: Plant | None
+) -> int:
     from opacus.grad_sample import GradSampleHooks
     from opacus.optimizers import DPOptimizer
 
@@ -255,6 +321,8 @@ def _train_private(model: Recommender, data: SiloData, config: Config, plan: Pri
             optimizer.zero_grad(set_to_none=True)
             for number, rows in enumerate(parts):
                 per_user_gradients(model, *_rows(batch, targets, rows, model.device), data, config)
+                if plant is not None:
+                    plant(model, users[rows.numpy()])
                 optimizer.clip_and_accumulate()
                 if number < len(parts) - 1:
                     _drop_per_user_gradients(model)
@@ -271,8 +339,8 @@ def _add_noise(parameters: Sequence[nn.Parameter], plan: PrivacyPlan) -> None:
     """From the sum of clipped gradients that Opacus left to the protected mean gradient of the step."""
     std = plan.noise_multiplier * plan.max_grad_norm
     for parameter in parameters:
-        summed = parameter.summed_grad.cpu().double()  # type: ignore[attr-defined]
-        noisy = summed + torch.from_numpy(gaussian_noise(tuple(parameter.shape), std))
+        summed = parameter.summed_grad.cpu().double().numpy()  # type: ignore[attr-defined]
+        noisy = torch.from_numpy(add_gaussian_noise(summed, std, hardened=plan.hardened))
         parameter.grad = (noisy / plan.expected_batch_size).to(parameter.device, parameter.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.errors import ErrorCode
-from common.protocol import Fields, Refusal, Request, TrainRequest
+from common.protocol import AdapterRequest, Fields, Refusal, Request
 
 
 def read_request(message: Message) -> Request:
@@ -19,20 +19,25 @@ def read_request(message: Message) -> Request:
         ``BAD_REQUEST`` if the message does not hold what its action needs.
     """
     said = _record(message, "request", ConfigRecord)
-    return Request(config_hash=_value(said, "config", str), protocol=_value(said, "protocol", int))
+    return Request(
+        config_hash=_value(said, "config", str),
+        protocol=_value(said, "protocol", int),
+        signature=_value(said, "signature", str),
+    )
 
 
-def read_train_request(message: Message) -> TrainRequest:
-    """As :func:`read_request`, for :data:`common.protocol.TRAIN`."""
+def read_adapter_request(message: Message) -> AdapterRequest:
+    """As :func:`read_request`, for questions about an adapter."""
     said = _record(message, "request", ConfigRecord)
     array = _value(_record(message, "adapter", ArrayRecord), "vector", Array)
     try:
         vector = array.numpy()
     except (TypeError, ValueError, NotImplementedError):
         raise Refusal(ErrorCode.BAD_REQUEST, "the adapter of the request is no array") from None
-    return TrainRequest(
+    return AdapterRequest(
         config_hash=_value(said, "config", str),
         protocol=_value(said, "protocol", int),
+        signature=_value(said, "signature", str),
         round=_value(said, "round", int),
         manifest_hash=_value(said, "manifest", str),
         vector=vector,

@@ -123,7 +123,19 @@ class PrivacyConfig(_Section):
     delta: float | None = Field(None, gt=0, lt=1, description="unset: 1 / (10 x declared users of the smallest silo)")
     max_grad_norm: float = Field(1.0, gt=0, description="L2 bound of one user's gradient")
     count_share: float = Field(0.15, gt=0, lt=1, description="share of epsilon that the interaction count may use")
+    metrics_share: float = Field(
+        0.0, ge=0, lt=1, description="share of epsilon for noised figures of quality after the last round; 0 withholds them"
+    )
+    noise: Literal["auto", "hardened", "fast"] = Field(
+        "auto", description="hardened against floating-point attacks, or one draw; auto hardens outside simulations"
+    )
     accountant: Literal["rdp", "pld"] = Field("rdp", description="which bound calibrates the noise")
+
+    @model_validator(mode="after")
+    def _shares(self) -> PrivacyConfig:
+        if self.count_share + self.metrics_share >= 1:
+            raise ValueError("count_share and metrics_share together must leave some of epsilon to the training")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -163,6 +175,10 @@ class FederationConfig(_Section):
     weighting: Literal["declared", "uniform"] = Field("declared", description="by declared users, or all alike")
     declared_users: Annotated[tuple[int, ...], BeforeValidator(_json_list)] = Field(
         (), description="users that each silo declares, in the order of the silos; a simulation fills it at enrolment"
+    )
+
+    coordinator: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="Ed25519 public key that signs requests, hex; empty: requests are unsigned"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Writing a file so that a crash leaves either the old one or the new one."""
+"""Writing so that a crash leaves either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ def write_durably(path: Path, content: bytes) -> Path:
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
     return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk: a new file is only there after a crash when its folder was synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -50,6 +50,18 @@ class PrivacyError(SilorecError):
     """A privacy parameter is impossible, or a release would pass the budget."""
 
 
+class BudgetExhausted(PrivacyError):
+    """A release would pass a limit of the silo's policy; nothing was released."""
+
+
+class PolicyRefused(PrivacyError):
+    """The silo's policy does not allow what was asked; nothing was touched."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger is damaged, in use, closed, or cannot be written; nothing was released."""
+
+
 class FederationError(SilorecError):
     """A round cannot go on: too few silos answered, or their updates do not fit."""
 
@@ -63,3 +75,5 @@ class ErrorCode(IntEnum):
     BUDGET_EXHAUSTED = 1003
     DATA_UNAVAILABLE = 1004
     POLICY_REFUSED = 1005
+    LEDGER_UNAVAILABLE = 1006
+    REPLAYED = 1007

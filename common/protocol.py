@@ -5,7 +5,8 @@ replies. :data:`RELEASED` is that list. A silo's reply to an action consists of 
 an :class:`~common.errors.ErrorCode`; the silo checks it before it sends (``client.release``), the coordinator when it receives
 (``server.wire``), both with :func:`check_reply`.
 
-Everything in a request is public: a silo may be asked anything by anybody, so it checks every request and its own budget.
+Everything in a request is public. A silo may be asked anything by anybody, so it checks every request and its own budget; where
+the configuration names the coordinator's key, every request must be signed with it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from common.config import Config, load, to_dict
 from common.errors import ConfigError, ErrorCode, FederationError, SilorecError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: Who are you: the silo's place in the roster, which is public.
 ENROL = "query.enrol"
@@ -31,6 +32,8 @@ ENROL = "query.enrol"
 COUNT = "query.count"
 #: Protected change of the adapter after local training.
 TRAIN = "train"
+#: Protected figures of an adapter's quality on interactions that the silo held out; asked once, after the last round.
+METRICS = "query.metrics"
 
 Kind = Literal["integer", "vector"]
 
@@ -40,17 +43,24 @@ RELEASED: Mapping[str, Mapping[str, Kind]] = MappingProxyType(
         ENROL: MappingProxyType({"silo": "integer", "protocol": "integer"}),
         COUNT: MappingProxyType({"count": "vector"}),
         TRAIN: MappingProxyType({"update": "vector"}),
+        METRICS: MappingProxyType({"metrics": "vector"}),
     }
 )
 
 #: Refusals that asking again cannot mend.
 FINAL = frozenset(
-    {ErrorCode.BAD_REQUEST, ErrorCode.MANIFEST_MISMATCH, ErrorCode.BUDGET_EXHAUSTED, ErrorCode.POLICY_REFUSED},
+    {
+        ErrorCode.BAD_REQUEST,
+        ErrorCode.MANIFEST_MISMATCH,
+        ErrorCode.BUDGET_EXHAUSTED,
+        ErrorCode.POLICY_REFUSED,
+        ErrorCode.REPLAYED,
+    },
 )
 
 #: Keys of Flower's ``run_config`` that are no settings of the run but of the process that runs it.
 APP_PREFIX = "app."
-APP_KEYS = frozenset({"app.out"})
+APP_KEYS = frozenset({"app.out", "app.key"})
 
 Fields = Mapping[str, Any]
 
@@ -63,17 +73,21 @@ class Refusal(SilorecError):
         self.code = code
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """What every request says: which configuration, and which version of this protocol."""
+    """What every request says: which configuration, and which version of this protocol.
+
+    ``signature`` is the coordinator's, 128 hex characters over :func:`statement`, or empty where the configuration names no key.
+    """
 
     config_hash: str
     protocol: int = PROTOCOL_VERSION
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainRequest(Request):
-    """Train from ``vector`` in round ``round`` (from 1).
+class AdapterRequest(Request):
+    """Train from ``vector`` in round ``round`` (from 1), or measure it after that round.
 
     ``vector`` is the adapter as float32 ``(n_parameters,)``, laid out as the manifest with hash ``manifest_hash`` says.
     """
@@ -83,13 +97,43 @@ class TrainRequest(Request):
     vector: NDArray[np.float32] = field(repr=False)
 
 
-def check_request(request: Request, config: Config) -> None:
+def round_of(request: Request) -> int:
+    """The round that a request belongs to; 0 is before training."""
+    return request.round if isinstance(request, AdapterRequest) else 0
+
+
+def statement(action: str, request: Request) -> bytes:
+    """Everything that a request asks, as bytes: what the coordinator signs, and what makes two questions the same."""
+    said: dict[str, Any] = {"action": action, "config": request.config_hash, "protocol": request.protocol}
+    if isinstance(request, AdapterRequest):
+        vector = hashlib.sha256(np.ascontiguousarray(request.vector).tobytes()).hexdigest()
+        said |= {"round": request.round, "manifest": request.manifest_hash, "vector": vector}
+    return b"silorec-request-2\0" + json.dumps(said, sort_keys=True).encode()
+
+
+def question_digest(action: str, request: Request) -> str:
+    """SHA-256 (hex) of :func:`statement`."""
+    return hashlib.sha256(statement(action, request)).hexdigest()
+
+
+def answer_digest(action: str, fields: Fields) -> str:
+    """SHA-256 (hex) of an answer: its action, and each field's name and bytes. The silo's ledger and the transcript hold it."""
+    digest = hashlib.sha256(f"silorec-answer-1/{action}".encode())
+    for name in sorted(fields):
+        value = fields[name]
+        content = str(value).encode() if isinstance(value, int) else np.ascontiguousarray(value, dtype="<f4").tobytes()
+        digest.update(f"/{name}/{len(content)}/".encode() + content)
+    return digest.hexdigest()
+
+
+def check_request(request: Request, action: str, config: Config) -> None:
     """A silo's first question about any request.
 
     Raises
     ------
     Refusal
-        ``BAD_REQUEST`` if the version or the configuration differ from the silo's own.
+        ``BAD_REQUEST`` if the version or the configuration differ from the silo's own, ``POLICY_REFUSED`` if the signature is
+        not that of the coordinator whom the configuration names.
     """
     if request.protocol != PROTOCOL_VERSION:
         raise Refusal(
@@ -98,9 +142,12 @@ def check_request(request: Request, config: Config) -> None:
         )
     if request.config_hash != config_hash(config):
         raise Refusal(ErrorCode.BAD_REQUEST, "the request belongs to another configuration than this silo was given")
+    coordinator = config.federation.coordinator
+    if coordinator and not _signed_by(coordinator, request.signature, statement(action, request)):
+        raise Refusal(ErrorCode.POLICY_REFUSED, "the request is not signed by the coordinator of its configuration")
 
 
-def check_train_request(request: TrainRequest, config: Config, manifest_hash: str, n_parameters: int) -> None:
+def check_adapter_request(request: AdapterRequest, action: str, config: Config, manifest_hash: str, n_parameters: int) -> None:
     """As :func:`check_request`, and that round and vector are possible.
 
     Raises
@@ -108,9 +155,11 @@ def check_train_request(request: TrainRequest, config: Config, manifest_hash: st
     Refusal
         ``MANIFEST_MISMATCH`` if the vector is laid out for another model, ``BAD_REQUEST`` for anything else.
     """
-    check_request(request, config)
-    if not 1 <= request.round <= config.federation.rounds:
-        raise Refusal(ErrorCode.BAD_REQUEST, f"round {request.round} is outside 1..{config.federation.rounds}")
+    check_request(request, action, config)
+    rounds = config.federation.rounds
+    first = rounds if action == METRICS else 1
+    if not first <= request.round <= rounds:
+        raise Refusal(ErrorCode.BAD_REQUEST, f"{action}: round {request.round} is outside {first}..{rounds}")
     if request.manifest_hash != manifest_hash:
         raise Refusal(ErrorCode.MANIFEST_MISMATCH, "the coordinator's adapter has another manifest than this silo's model")
     problem = _vector_problem(request.vector, n_parameters)
@@ -178,6 +227,15 @@ def read_run_config(run_config: Mapping[str, Any]) -> tuple[Config, dict[str, An
         raise ConfigError(f"unknown setting {unknown[0]!r} (allowed in {APP_PREFIX[:-1]}: {', '.join(sorted(APP_KEYS))})")
     config = load({key: value for key, value in run_config.items() if key not in app})
     return config, {key.removeprefix(APP_PREFIX): value for key, value in app.items()}
+
+
+def _signed_by(public_key: str, signature: str, message: bytes) -> bool:
+    from common.privacy.signing import verify
+
+    try:
+        return verify(public_key, bytes.fromhex(signature), message)
+    except ValueError:
+        return False
 
 
 def _vector_problem(value: Any, length: int | None) -> str:

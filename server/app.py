@@ -1,7 +1,8 @@
 """The coordinator's Flower app: ``server.app:app``.
 
 It reads the run's configuration, builds the adapter to start from, runs the federation, and writes the last adapter into the
-run's ``app.out`` folder, with the one before the first round. It holds no data but the public catalogue.
+run's ``app.out`` folder, with the one before the first round. Where the configuration names the coordinator's key, ``app.key`` is
+the path of its private half. It holds no data but the public catalogue.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
 from common.config import Config
+from common.errors import ConfigError
 from common.privacy.plan import plan_for
 from common.protocol import config_hash, read_run_config
 from server.checkpoint import START, Checkpoint, save_final
-from server.exchange import Roster
+from server.exchange import Roster, Sign
 from server.federation import RoundReport, Start, run_federation
 
 app = ServerApp()
@@ -38,9 +40,10 @@ def main(grid: Grid, context: Context) -> None:
         if folder is not None and report.round == 0:
             save_adapter(folder / START, report.vector, resident(config).manifest)
 
-    result = run_federation(grid, config, start, roster, folder=folder, on_round=keep_start)
+    sign = _signer(config, app_settings.get("key"))
+    result = run_federation(grid, config, start, roster, folder=folder, sign=sign, on_round=keep_start)
     if folder is not None:
-        save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round))
+        save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round), result.metrics)
 
 
 def start_of(config: Config) -> Start:
@@ -62,4 +65,20 @@ def start_of(config: Config) -> Start:
         biased=biased if config.model.bias_weight else None,
         count_noise_std=plan_for(config, smallest, smallest).count_noise_std,
         n_items=home.model.n_items,
+        metrics_noise_std=plan_for(config, smallest, smallest).metrics_noise_std,
     )
+
+
+def _signer(config: Config, path: object) -> Sign | None:
+    """Signs with the key at ``path``, which must be the one that the configuration names."""
+    named = config.federation.coordinator
+    if not named and not path:
+        return None
+    if not path:
+        raise ConfigError(f"federation.coordinator names the key {named[:16]}…: give app.key, the path of its private half")
+    from common.privacy.signing import load_key
+
+    key = load_key(Path(str(path)))
+    if key.public_key != named:
+        raise ConfigError(f"{path}: its public half is {key.public_key}; set federation.coordinator to it")
+    return key.sign

@@ -92,11 +92,15 @@ def load(folder: Path, *, config_hash: str, manifest_hash: str) -> Checkpoint | 
     )
 
 
-def save_final(folder: Path, state: Checkpoint) -> Path:
-    """Write ``folder/final.safetensors``: the adapter of the last round, the sign that the federation has finished."""
+def save_final(folder: Path, state: Checkpoint, metrics: Mapping[str, float] | None = None) -> Path:
+    """Write ``folder/final.safetensors``: the adapter of the last round, the sign that the federation has finished.
+
+    ``metrics`` are the protected figures of quality, where the silos told them; :func:`read_metrics` reads them back.
+    """
     from safetensors.numpy import save as to_bytes
 
     facts = {"manifest_hash": state.manifest_hash, "config_hash": state.config_hash, "round": str(state.round)}
+    facts["metrics"] = json.dumps(dict(metrics or {}))
     return write_durably(folder / FINAL, to_bytes({"vector": state.vector}, facts))
 
 
@@ -112,3 +116,15 @@ def read_final(folder: Path) -> NDArray[np.float32]:
         raise FederationError(f"{path}: the federation has not finished") from None
     except (SafetensorError, KeyError) as error:
         raise FederationError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The protected figures of quality that :func:`save_final` wrote, ``{}`` where there are none."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / FINAL
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(json.loads((file.metadata() or {}).get("metrics", "{}")))
+    except (SafetensorError, OSError, ValueError):
+        return {}

@@ -12,20 +12,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.config import Config, FederationConfig
 from common.errors import ConfigError, ErrorCode, FederationError
-from common.protocol import ENROL, FINAL, PROTOCOL_VERSION, Fields, Request
+from common.privacy.transcript import Transcript
+from common.protocol import (
+    ENROL,
+    FINAL,
+    PROTOCOL_VERSION,
+    Fields,
+    Request,
+    answer_digest,
+    question_digest,
+    round_of,
+    statement,
+)
 from server.wire import read_reply, request_content
 
 log = logging.getLogger("silorec.server")
 
 ATTEMPTS = 3
+
+Sign = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -76,12 +89,27 @@ class Exchange:
         Carries messages.
     roster, config:
         Public facts; ``config.federation`` gives quorum and deadline.
+    sign:
+        Signs requests as the coordinator whom the configuration names.
+    transcript:
+        Notes every answer before it is used.
     pause:
         Seconds between two looks for nodes while some silos are missing.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, config: Config, config_hash: str, *, pause: float = 0.5) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        roster: Roster,
+        config: Config,
+        config_hash: str,
+        *,
+        sign: Sign | None = None,
+        transcript: Transcript | None = None,
+        pause: float = 0.5,
+    ) -> None:
         self.grid, self.roster, self.pause = grid, roster, pause
+        self._sign, self._transcript = sign, transcript
         self.deadline = config.federation.deadline
         self.quorum = math.ceil(config.federation.quorum * len(roster) - 1e-9)
         self._hello = Request(config_hash=config_hash)
@@ -133,6 +161,7 @@ class Exchange:
             If fewer than the quorum answer.
         """
         nodes = self.enrol()
+        request = self._signed(action, request)
         fields: dict[int, Fields] = {}
         refusals: dict[int, ErrorCode] = {}
         for attempt in range(1, ATTEMPTS + 1):
@@ -148,6 +177,7 @@ class Exchange:
                     fields[silo] = reply
                     refusals.pop(silo, None)
         answers = Answers(dict(sorted(fields.items())), dict(sorted(refusals.items())))
+        self._note(action, request, answers)
         if len(fields) < len(self.roster):
             log.warning("%s: %s", what, answers.describe(len(self.roster)))
         if len(fields) < self.quorum:
@@ -157,11 +187,22 @@ class Exchange:
             )
         return answers
 
+    def _signed(self, action: str, request: Request) -> Request:
+        if self._sign is None:
+            return request
+        return replace(request, signature=self._sign(statement(action, request)).hex())
+
+    def _note(self, action: str, request: Request, answers: Answers) -> None:
+        if self._transcript is not None:
+            digests = {silo: answer_digest(action, reply) for silo, reply in answers.fields.items()}
+            codes = {silo: code.name for silo, code in answers.refusals.items()}
+            self._transcript.record(action, round_of(request), question_digest(action, request), digests, codes)
+
     def _look(self) -> tuple[int, int]:
         """Ask nodes that are new who they are; how many nodes there are, and how many of them may still enrol."""
         present = set(self.grid.get_node_ids())
         self._nodes = {silo: node for silo, node in self._nodes.items() if node in present}
-        for node, reply in self._send(ENROL, self._hello, self._open(present), None, group="enrolment"):
+        for node, reply in self._send(ENROL, self._signed(ENROL, self._hello), self._open(present), None, group="enrolment"):
             if isinstance(reply, ErrorCode):
                 self._turn_away(node, reply.name, final=reply in FINAL)
                 continue

@@ -1,4 +1,4 @@
-"""The federation, as the coordinator sees it: a count, then rounds of train, average, step, checkpoint.
+"""The federation, as the coordinator sees it: a count, rounds of train, average, step, checkpoint, and figures of quality.
 
 It runs over any Flower ``Grid`` and knows the model only as one flat vector. What the silos send is protected before it
 arrives here, so nothing in this file touches private data.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.config import Config
-from common.protocol import COUNT, TRAIN, Request, TrainRequest, config_hash
+from common.privacy.plan import METRICS as FIGURES
+from common.privacy.transcript import FILE as TRANSCRIPT
+from common.privacy.transcript import Transcript
+from common.protocol import COUNT, METRICS, PROTOCOL_VERSION, TRAIN, AdapterRequest, Request, config_hash
 from server.aggregation import OPTIMISERS, averaged, kept, weighted_mean
 from server.checkpoint import Checkpoint, load, save
-from server.exchange import Answers, Exchange, Roster
+from server.exchange import Answers, Exchange, Roster, Sign
 
 log = logging.getLogger("silorec.server")
 
@@ -44,6 +47,8 @@ class Start:
         Standard deviation of the noise in each silo's count, the same for all: it follows from the budget.
     n_items:
         Length of a count.
+    metrics_noise_std:
+        Standard deviation of the noise in each figure of quality of each silo.
     """
 
     vector: NDArray[np.float32]
@@ -51,6 +56,7 @@ class Start:
     biased: Callable[[NDArray[np.float32], NDArray[np.float64], float], NDArray[np.float32]] | None = None
     count_noise_std: float = 0.0
     n_items: int | None = None
+    metrics_noise_std: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +71,16 @@ class RoundReport:
 
 @dataclass(frozen=True, eq=False)
 class FederationResult:
-    """The adapter to hand out, the last finished round, one table per round, and whether it was stopped before its time."""
+    """The adapter to hand out, the last finished round, one table per round, and whether it was stopped before its time.
+
+    ``metrics`` holds what the silos told of the adapter's quality, ``{}`` where they withheld it, see :func:`quality`.
+    """
 
     vector: NDArray[np.float32]
     round: int
     history: tuple[Mapping[str, Any], ...]
     stopped: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_federation(
@@ -80,6 +90,7 @@ def run_federation(
     roster: Roster,
     *,
     folder: Path | None = None,
+    sign: Sign | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> FederationResult:
@@ -92,7 +103,9 @@ def run_federation(
     config, start, roster:
         Settings, the first adapter, and the silos with their declared users.
     folder:
-        Of the checkpoint; if there is one, the federation goes on from it. None keeps nothing.
+        Of checkpoint and transcript; if there is a checkpoint, the federation goes on from it. None keeps nothing.
+    sign:
+        Signs requests with the key that ``config.federation.coordinator`` names.
     on_round:
         Called after each round that is on the disk.
     stop:
@@ -104,7 +117,8 @@ def run_federation(
         If a round misses its quorum; the checkpoint of the round before it stays.
     """
     this = config_hash(config)
-    silos = Exchange(grid, roster, config, this)
+    transcript = None if folder is None else Transcript(folder / TRANSCRIPT, _facts_of_run(config, this, start))
+    silos = Exchange(grid, roster, config, this, sign=sign, transcript=transcript)
     optimise = OPTIMISERS[config.federation.server_optimizer]
     state = Checkpoint(this, start.manifest_hash, start.vector)
     if folder is not None:
@@ -117,7 +131,7 @@ def run_federation(
         if number == 0:
             state = _count(silos, state, start)
         else:
-            request = TrainRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
+            request = AdapterRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
             answers = silos.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
             mean = weighted_mean({silo: reply["update"] for silo, reply in answers.fields.items()}, roster.weights)
             stepped = optimise(state.vector, mean, state.optimiser, config.federation)
@@ -128,7 +142,26 @@ def run_federation(
             save(folder, state)
         if on_round is not None:
             on_round(RoundReport(number, kept(state.vector, state.optimiser), state.history[-1], time.monotonic() - began))
-    return FederationResult(kept(state.vector, state.optimiser), state.round, state.history)
+    final = kept(state.vector, state.optimiser)
+    if config.privacy.metrics_share and "metrics" not in state.history[-1]:
+        last = {**state.history[-1], "metrics": quality(silos, config, start, final)}
+        state = replace(state, history=(*state.history[:-1], last))
+        if folder is not None:
+            save(folder, state)
+    return FederationResult(final, state.round, state.history, metrics=state.history[-1].get("metrics", {}))
+
+
+def quality(silos: Exchange, config: Config, start: Start, vector: NDArray[np.float32]) -> dict[str, float]:
+    """What the silos tell of an adapter's quality: for each figure the noised sum over users, over the declared users of those
+    who answered, and ``<figure>_std``, the standard deviation of the noise in it.
+    """
+    rounds = config.federation.rounds
+    request = AdapterRequest(config_hash=config_hash(config), round=rounds, manifest_hash=start.manifest_hash, vector=vector)
+    answers = silos.ask(METRICS, request, what="metrics", length=len(FIGURES))
+    users = sum(config.federation.declared_users[silo] for silo in answers.fields)
+    total = sum(reply["metrics"].astype(np.float64) for reply in answers.fields.values())
+    std = start.metrics_noise_std * len(answers.fields) ** 0.5 / users
+    return {name: float(total[i]) / users for i, name in enumerate(FIGURES)} | {f"{name}_std": std for name in FIGURES}
 
 
 def _count(silos: Exchange, state: Checkpoint, start: Start) -> Checkpoint:
@@ -149,4 +182,15 @@ def _facts(number: int, answers: Answers) -> dict[str, Any]:
         "round": number,
         "answered": list(answers.fields),
         "refused": {str(silo): code.name for silo, code in answers.refusals.items()},
+    }
+
+
+def _facts_of_run(config: Config, config_hash: str, start: Start) -> dict[str, Any]:
+    return {
+        "config": config_hash,
+        "protocol": PROTOCOL_VERSION,
+        "mode": config.privacy.mode,
+        "coordinator": config.federation.coordinator,
+        "declared_users": list(config.federation.declared_users),
+        "manifest": start.manifest_hash,
     }

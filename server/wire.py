@@ -7,13 +7,13 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.errors import ErrorCode, FederationError
-from common.protocol import Fields, Request, TrainRequest, check_reply
+from common.protocol import AdapterRequest, Fields, Request, check_reply
 
 
 def request_content(request: Request) -> RecordDict:
     """The records of a request; a new :class:`RecordDict` each time, for messages must not share one."""
-    said: dict[str, Any] = {"config": request.config_hash, "protocol": request.protocol}
-    if not isinstance(request, TrainRequest):
+    said: dict[str, Any] = {"config": request.config_hash, "protocol": request.protocol, "signature": request.signature}
+    if not isinstance(request, AdapterRequest):
         return RecordDict({"request": ConfigRecord(said)})
     said |= {"round": request.round, "manifest": request.manifest_hash}
     return RecordDict({"request": ConfigRecord(said), "adapter": ArrayRecord({"vector": Array(request.vector)})})

@@ -90,7 +90,7 @@ class Evaluator:
         out = np.empty((len(histories), self.model.n_items), dtype=np.float32)
         for start in range(0, len(histories), BATCH):
             block = slice(start, start + BATCH)
-            batch = pad_histories(histories[block], window, text[block]).to(self.model.device)
+            batch = Batch.of_histories(histories[block], window, text[block]).to(self.model.device)
             with torch.inference_mode(), autocast(self.config, self.model.device):
                 out[block] = self.model(batch, last_only=True).float().cpu().numpy()
         return out
@@ -118,18 +118,6 @@ class Evaluator:
         known = replace(self.population.dataset, interactions=self.population.split.train)
         lines = list(user_texts(known))
         return [tokenise(lines[int(u)], self.model.tokenizer, self.config.model.text_tokens) for u in self.users]
-
-
-def pad_histories(histories: Sequence[NDArray[np.integer]], window: int, text: Sequence[tuple[int, ...]]) -> Batch:
-    """The last ``window`` items of each history as a :class:`Batch`."""
-    items = np.full((len(histories), window), -1, dtype=np.int64)
-    for row, history in enumerate(histories):
-        recent = history[-window:]
-        items[row, : len(recent)] = recent
-    tokens = np.full((len(histories), max((len(t) for t in text), default=0)), -1, dtype=np.int64)
-    for row, line in enumerate(text):
-        tokens[row, : len(line)] = line
-    return Batch(torch.from_numpy(items), torch.from_numpy(tokens))
 
 
 def _users_per_item(histories: Sequence[NDArray[np.int32]], n_items: int) -> NDArray[np.int64]:

@@ -38,11 +38,19 @@ LOOK = 30.0
 STARTUP = 60.0
 
 
+@contextlib.contextmanager
+def flower_started() -> Iterator[Flower]:
+    """A SuperLink that is starting up while the caller does something else; ended on the way out, whatever happened."""
+    with tempfile.TemporaryDirectory(prefix="silorec-") as folder, _local_superlink(Path(folder)) as flower:
+        yield flower
+
+
 def run_with_flower(
     config: Config,
     out_dir: Path,
     n_silos: int,
     *,
+    flower: Flower | None = None,
     processes: int = 1,
     gpus_per_silo: float = 0.0,
     components: Mapping[str, str] = COMPONENTS,
@@ -54,9 +62,11 @@ def run_with_flower(
     config:
         As for any run; ``federation.declared_users`` must be set.
     out_dir:
-        Made if missing; gets the checkpoint, the final adapter and each silo's journal. A finished one is an error.
+        Made if missing; gets the checkpoint, the final adapter and each silo's ledger. A finished one is an error.
     n_silos:
         Simulated SuperNodes.
+    flower:
+        From :func:`flower_started`; None starts one for this run.
     processes:
         Ray actors that play the silos, each with a model of its own and its share of the cores.
     gpus_per_silo:
@@ -80,9 +90,11 @@ def run_with_flower(
         "init-args-num-gpus": 1 if gpus_per_silo else 0,
         "init-args-log-to-driver": True,
     }
-    with tempfile.TemporaryDirectory(prefix="silorec-") as temporary, _local_superlink(Path(temporary)) as flower:
-        app = _thin_app(Path(temporary) / "app", config, out_dir, components)
+    with contextlib.ExitStack() as stack:
+        flower = flower or stack.enter_context(flower_started())
+        app = _thin_app(flower.folder / "app", config, out_dir, components)
         settings = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
+        flower.wait_until_healthy()
         started = flower.flwr("run", str(app), "own", "--federation-config", settings)
         run_id = str(started.get("run-id"))
         status = flower.wait(run_id)
@@ -91,11 +103,23 @@ def run_with_flower(
     return read_final(out_dir)
 
 
-class _Flower:
+class Flower:
     """A running SuperLink: its files, its process, and the ``flwr`` command that speaks to it."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes], environment: dict[str, str]) -> None:
-        self.folder, self.process, self.environment = folder, process, environment
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], environment: dict[str, str], address: str) -> None:
+        self.folder, self.process, self.environment, self.address = folder, process, environment, address
+
+    def wait_until_healthy(self) -> None:
+        """Until the SuperLink answers; :class:`FederationError` with the end of its log if it does not."""
+        until = time.monotonic() + STARTUP
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise FederationError(f"the SuperLink ended with code {self.process.returncode}:\n{self.log_tail()}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=1) as response:
+                if response.status == 200:
+                    return
+            time.sleep(0.1)
+        raise FederationError(f"the SuperLink did not start within {STARTUP:g} s:\n{self.log_tail()}")
 
     def flwr(self, *arguments: str) -> dict[str, object]:
         """Run ``flwr`` and read the JSON it prints."""
@@ -144,7 +168,7 @@ class _Flower:
 
 
 @contextlib.contextmanager
-def _local_superlink(folder: Path) -> Iterator[_Flower]:
+def _local_superlink(folder: Path) -> Iterator[Flower]:
     """A SuperLink in simulation mode on a free port, ended with all its descendants on the way out, whatever happened."""
     port = _free_port()
     home = folder / "home"
@@ -172,27 +196,10 @@ def _local_superlink(folder: Path) -> Iterator[_Flower]:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
-    flower = _Flower(folder, process, environment)
     try:
-        _wait_until_healthy(flower, f"http://{address}/health")
-        yield flower
+        yield Flower(folder, process, environment, address)
     finally:
         _end(process, str(home))
-
-
-def _wait_until_healthy(flower: _Flower, url: str) -> None:
-    until = time.monotonic() + STARTUP
-    while time.monotonic() < until:
-        if flower.process.poll() is not None:
-            raise FederationError(f"the SuperLink ended with code {flower.process.returncode}:\n{flower.log_tail()}")
-        try:
-            with urllib.request.urlopen(url, timeout=1) as response:
-                if response.status == 200:
-                    return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise FederationError(f"the SuperLink did not start within {STARTUP:g} s:\n{flower.log_tail()}")
 
 
 def _end(process: subprocess.Popen[bytes], home: str) -> None:

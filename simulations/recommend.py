@@ -16,8 +16,7 @@ from common.data.catalogue import Catalogue
 from common.errors import DataError
 from common.metrics import top_k
 from common.model.adapter import from_vector, load_adapter
-from common.model.recommender import Recommender, autocast, build_recommender
-from simulations.evaluate import pad_histories
+from common.model.recommender import Batch, Recommender, autocast, build_recommender
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class RunModel:
         if k < 1:
             raise DataError(f"k = {k}, must be at least 1")
         items = np.array([find_item(self.catalogue, text) for text in history], dtype=np.int32)
-        batch = pad_histories([items], self.config.model.window, [()]).to(self.model.device)
+        batch = Batch.of_histories([items], self.config.model.window).to(self.model.device)
         with torch.inference_mode(), autocast(self.config, self.model.device):
             scores = self.model(batch, last_only=True).float().cpu().numpy()
         allowed = np.ones((1, len(self.catalogue)), dtype=np.bool_)

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.config import Config, load
 from common.durable import write_durably
 from common.errors import DataError
+from common.report.page import environment
+from common.report.plots import Dot, Level, Panel, Series, Style, dot_plot, rounds_plot
+from common.report.words import plural
 from simulations import report_text as text
-from simulations.plots import Dot, Level, Panel, Series, Style, dot_plot, rounds_plot
 
 SCHEMA = 1
 MOST_SILOS = 24
@@ -98,16 +99,11 @@ def read_run(run_folder: Path) -> Run:
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("simulations"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        number=_number, duration=text.duration, epsilon=_rounded(text.epsilon), small=_rounded(text.small), plural=text.plural
-    )
+    template = environment("simulations").get_template("report.html.j2")
     result, columns = run.result, text.metrics(run.result["k"])
     key = columns[0].key
     own, silos = _own_rows(run), list(result.get("silos") or ())
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         result=result,
         config=run.config,
         config_text=run.config_text,
@@ -202,7 +198,7 @@ def _silos_figure(silos: Sequence[Mapping[str, Any]], result: Mapping[str, Any],
     if len(measured) > MOST_SILOS:
         ranked = sorted(measured, key=lambda silo: silo[key], reverse=True)
         drawn = ranked[: MOST_SILOS // 2] + ranked[-MOST_SILOS // 2 :]
-    dots = [Dot(f"{silo['name']} ({text.plural(silo['users'], 'user')})", silo[key], _interval(silo, key)) for silo in drawn]
+    dots = [Dot(f"{silo['name']} ({plural(silo['users'], 'user')})", silo[key], _interval(silo, key)) for silo in drawn]
     level = None if result.get(key) is None else Level(f"all users {result[key]:.4f}", result[key])
     return dot_plot(dots, axis=f"{key.upper()} on test", level=level)
 
@@ -229,17 +225,3 @@ def _points(rounds: Sequence[Mapping[str, Any]], name: str, key: str | None = No
 def _interval(values: Mapping[str, Any], key: str) -> tuple[float, float] | None:
     found = (values.get("intervals") or {}).get(key)
     return None if found is None else (found[0], found[1])
-
-
-def _data(value: float | None, shown: str) -> Markup:
-    if value is None:
-        return Markup('<span class="none" aria-label="not measured">–</span>')
-    return Markup('<data value="{}">{}</data>').format(json.dumps(value), shown)
-
-
-def _number(value: float | None, digits: int = 0) -> Markup:
-    return _data(value, "" if value is None else f"{value:,.{digits}f}")
-
-
-def _rounded(words: Any) -> Any:
-    return lambda value: _data(value, "" if value is None else words(value))

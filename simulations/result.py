@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.silo import LEDGER
 from common.config import Config
 from common.metrics import Evaluation, top_k
 from common.privacy.accountant import Method, epsilon
 from common.privacy.events import Event
-from common.privacy.journal import Journal
+from common.privacy.ledger import read_ledger
 from common.privacy.plan import PrivacyPlan, delta_for, plan_for
+from common.report.words import epsilon as rounded_up
+from common.report.words import small
 from simulations.evaluate import Evaluator
-from simulations.report_text import epsilon as rounded_up
-from simulations.report_text import small
 
 SCHEMA = 1
 PACKAGES = (
@@ -34,7 +35,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Spent:
-    """What the silos' journals say, at the run's delta.
+    """What the silos' ledgers say, at the run's delta.
 
     ``per_silo`` holds each silo's epsilon; None where it is unbounded, as in mode ``none``.
     """
@@ -49,13 +50,15 @@ class Spent:
         return max((e for e in self.per_silo if e is not None), default=None)
 
 
-def journals(config: Config, folder: Path, method: Method = "rdp") -> Spent:
-    """Epsilon that each silo has charged to its own journal in this run."""
+def spent_in(config: Config, folder: Path, method: Method = "rdp") -> Spent:
+    """Epsilon of everything that each silo's ledger in this run's folder has reserved."""
     declared = config.federation.declared_users
     delta = delta_for(config, declared)
     out: list[float | None] = []
     for silo in range(len(declared)):
-        spent = _epsilon(Journal(folder / "silos" / str(silo) / "journal.jsonl").events, delta, method)
+        path = folder / "silos" / str(silo) / LEDGER
+        events = tuple(what.released for _, what in read_ledger(path).reservations) if path.exists() else ()
+        spent = _epsilon(events, delta, method)
         out.append(None if math.isinf(spent) else spent)
     return Spent(tuple(out))
 
@@ -82,7 +85,7 @@ def assemble(
     dataset = evaluator.population.dataset
     private = config.privacy.mode != "none"
     plan = plan_for(config, min(declared), min(declared))
-    spent, spent_pld = journals(config, folder), journals(config, folder, "pld")
+    spent, spent_pld = spent_in(config, folder), spent_in(config, folder, "pld")
     result = {
         "schema": SCHEMA,
         "name": config.name,
@@ -103,6 +106,7 @@ def assemble(
         "confidence": settings.confidence,
         "validation": validation.summary(settings.k),
         "before_training": before.summary(settings.k),
+        "released_metrics": dict(facts.get("released_metrics", {})) or None,
         "selected_round": selected[0],
         "selection": settings.select,
         "rounds": facts["rounds"],

@@ -10,7 +10,8 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +26,10 @@ from common.errors import ConfigError
 from common.model.adapter import load_adapter, save_adapter
 from common.model.resident import resident
 from common.protocol import config_hash
-from server.checkpoint import START
+from server.checkpoint import START, read_metrics
 from simulations.compare import check_references, compare
 from simulations.evaluate import Evaluator, Judged
-from simulations.result import assemble, finite, journals
+from simulations.result import assemble, finite, spent_in
 from simulations.scenario import DEFAULT, load_scenario
 from simulations.watch import Silent, Watch
 
@@ -46,13 +47,14 @@ class Progress:
     """What a simulation has so far; enough to write a result at any moment.
 
     ``best`` is the selected round's ``(round, validation, adapter)``, its validation None where it was not asked; ``start`` the
-    adapter before training, counts included.
+    adapter before training, counts included; ``released_metrics`` what the silos told of the last adapter's quality.
     """
 
     start: NDArray[np.float32] | None = None
     best: tuple[int, Judged | None, NDArray[np.float32]] | None = None
     last_round: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    released_metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def simulate(
@@ -97,6 +99,20 @@ def simulate(
     folder = _folder(Path(out), config, resume)
     write_durably(folder / CONFIG, to_toml(config).encode())
 
+    with contextlib.ExitStack() as stack:
+        by_flower = stack.enter_context(_by_flower(config, folder)) if grid == "flower" else None
+        return _simulate(config, population, folder, by_flower, watch, began)
+
+
+def _simulate(
+    config: Config,
+    population: Population,
+    folder: Path,
+    by_flower: Future[NDArray[np.float32]] | None,
+    watch: Watch,
+    began: float,
+) -> Path:
+    """From the data to the report; ``by_flower`` is the last adapter of a federation that runs elsewhere."""
     progress = Progress()
     with _part(progress, "model"):
         watch.stage("loading model and item vectors")
@@ -104,12 +120,13 @@ def simulate(
         evaluator = Evaluator(config, population, home.model, home.manifest)
         _write_catalogue(folder / CATALOGUE, population)
     status, references = "finished", []
+    grid: GridName = "in-process" if by_flower is None else "flower"
     try:
         with _part(progress, "federation"):
-            if grid == "in-process":
+            if by_flower is None:
                 _federate(config, folder, evaluator, progress, watch)
             else:
-                _federate_with_flower(config, folder, evaluator, progress, watch)
+                _await_flower(config, folder, evaluator, progress, watch, by_flower)
         with _part(progress, "references"):
             references = compare(config, evaluator, watch)
     except KeyboardInterrupt:
@@ -146,16 +163,27 @@ def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Prog
     grid = InProcessGrid(client_app, len(roster), settings)
     if unseen is not None:
         on_round(unseen)
-    run_federation(grid, config, start, roster, folder=folder, on_round=on_round)
+    progress.released_metrics = run_federation(grid, config, start, roster, folder=folder, on_round=on_round).metrics
 
 
-def _federate_with_flower(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
-    """The same federation by ``flwr run``; only its end is seen from here."""
-    from simulations.flower import run_with_flower
+@contextlib.contextmanager
+def _by_flower(config: Config, folder: Path) -> Iterator[Future[NDArray[np.float32]]]:
+    """The same federation by ``flwr run``, in processes that start while this one loads its model; ended on the way out."""
+    from simulations.flower import flower_started, run_with_flower
 
+    n_silos = len(config.federation.declared_users)
+    with ThreadPoolExecutor(1) as waiting, flower_started() as flower:
+        yield waiting.submit(run_with_flower, config, folder, n_silos, flower=flower)
+
+
+def _await_flower(
+    config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch, by_flower: Future[NDArray[np.float32]]
+) -> None:
+    """Only the end of a federation by Flower is seen from here."""
     watch.stage("training in Flower's simulation")
     began = time.monotonic()
-    vector = run_with_flower(config, folder, len(config.federation.declared_users))
+    vector = by_flower.result()
+    progress.released_metrics = read_metrics(folder)
     progress.start = load_adapter(folder / START)[0]
     seconds = time.monotonic() - began
     record = _observe(config, folder, evaluator, progress, config.federation.rounds, vector, seconds)
@@ -183,7 +211,7 @@ def _observe(
     if evaluation.select == "last" or progress.best is None or _better(judged, progress.best[1], evaluation.k):
         progress.best = (number, judged, vector)
         save_adapter(folder / ADAPTER, vector, evaluator.manifest)
-    spent = journals(config, folder).epsilon
+    spent = spent_in(config, folder).epsilon
     return {
         "round": number,
         "seconds": seconds,
@@ -268,6 +296,7 @@ def _conclude(
             "rounds": progress.last_round,
             "seconds": seconds,
             "seconds_by_part": progress.seconds,
+            "released_metrics": progress.released_metrics,
         },
     )
     write_durably(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())

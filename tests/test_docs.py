@@ -24,6 +24,7 @@ from common.assets import ASSETS
 from common.config import describe, load
 from common.config_docs import render
 from common.errors import ErrorCode
+from common.privacy.policy import policy_from_dict
 from common.protocol import RELEASED
 from simulations.bench import benches
 from simulations.scenario import scenarios
@@ -156,7 +157,10 @@ def test_commands_that_do_not_parse_are_noticed(line: str) -> None:
 @pages
 def test_settings_that_are_shown_are_allowed(page: Path) -> None:
     for code in blocks(page, "toml"):
-        load(tomllib.loads(code))
+        if code.startswith("# policy.toml"):
+            policy_from_dict(tomllib.loads(code))
+        else:
+            load(tomllib.loads(code))
     keys = {key for key, *_ in describe()}
     sections = {key.rpartition(".")[0] for key in keys}
     for line in commands(page):

@@ -8,14 +8,14 @@ deployed system would meet it. In both, what a user did at one and the same seco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.interactions import Interactions
+from common.data.interactions import Dataset, Interactions
 from common.errors import DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -99,6 +99,22 @@ def leave_one_out(interactions: Interactions, min_interactions: int = 3) -> Spli
     part[order[ends - 1]] = TEST
     part[order[ends - 2]] = VALIDATION
     return Split(interactions, part)
+
+
+def without_last(dataset: Dataset) -> tuple[Dataset, NDArray[np.int32]]:
+    """The data without each user's last interaction, and its item: int32 ``(n_users,)``, -1 for users with a single one.
+
+    This is how a silo measures quality: the item is never trained on.
+    """
+    interactions = dataset.interactions
+    order, starts = interactions.by_user
+    measured = np.diff(starts) > 1
+    last = order[starts[1:][measured] - 1]
+    held_out = np.full(interactions.n_users, -1, dtype=np.int32)
+    held_out[measured] = interactions.item[last]
+    kept = np.ones(len(interactions), dtype=np.bool_)
+    kept[last] = False
+    return replace(dataset, interactions=interactions.rows(kept)), held_out
 
 
 def temporal(interactions: Interactions, validation: float = 0.8, test: float = 0.9) -> Split:

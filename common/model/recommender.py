@@ -14,6 +14,7 @@ Nothing here mixes users: every operation before the loss works on one user's ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,25 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.items.to(device), self.text.to(device))
+
+    @classmethod
+    def of_histories(
+        cls, histories: Sequence[NDArray[np.integer]], window: int, text: Sequence[Sequence[int]] | None = None
+    ) -> Batch:
+        """The last ``window`` items of each history, and each user's text tokens; None for people without text."""
+        text = [()] * len(histories) if text is None else text
+        return cls(
+            padded([history[-window:] for history in histories], window),
+            padded(text, max((len(tokens) for tokens in text), default=0)),
+        )
+
+
+def padded(rows: Sequence[Sequence[int] | NDArray[np.integer]], width: int) -> Tensor:
+    """int64 ``(len(rows), width)``, each row filled up with ``-1`` on the right."""
+    out = np.full((len(rows), width), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row
+    return torch.from_numpy(out)
 
 
 class Recommender(nn.Module):

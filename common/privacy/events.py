@@ -1,38 +1,77 @@
 """What has been released, as values.
 
-An event says which mechanism ran, with which parameters, how often. It holds nothing that depends on the data, so it may
-be stored, shown and sent. Accountants consume events (``common.privacy.accountant``); the journal keeps them.
+An event says which mechanism ran, with which parameters, how often, and for whom. It holds nothing that depends on the data,
+so it may be stored, shown and sent. Accountants consume events (``common.privacy.accountant``); journals and ledgers keep them.
 
-Every event speaks of the same unit, one user of one silo, and of add/remove neighbours. The fields of an event, once
-written to a journal, never change their meaning; new meanings get a new ``kind``.
+Every event speaks of the same unit, one user of one silo, and of add/remove neighbours; both are written with it and checked
+when it is read. The fields of an event, once written, never change their meaning; new meanings get a new ``kind``.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from common.errors import PrivacyError
 
 UNIT = "one user of one silo"
 NEIGHBOURS = "add or remove one"
+COORDINATOR = "coordinator"
+
+_RECIPIENT = re.compile(r"[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
 class GaussianCount:
     """One Gaussian release of a sum over users, each user's vector bounded in L2 by ``max_norm``.
 
-    ``noise_multiplier`` is the noise's standard deviation over ``max_norm``.
+    Parameters
+    ----------
+    noise_multiplier:
+        The noise's standard deviation over ``max_norm``.
+    round:
+        Of the run; 0 before the first.
+    recipient:
+        Who was given the release, as a word of lower-case letters, digits and hyphens.
     """
 
     noise_multiplier: float
     max_norm: float
     round: int = 0
+    recipient: str = COORDINATOR
     kind: ClassVar[str] = "gaussian-count"
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
 
     def __post_init__(self) -> None:
-        _positive(self.kind, noise_multiplier=self.noise_multiplier, max_norm=self.max_norm)
-        _whole(self.kind, 0, round=self.round)
+        _check_positive(self, "noise_multiplier", "max_norm")
+        _check_place(self)
+
+    def to_dp_event(self) -> Any:
+        """The event in ``dp_accounting``'s terms."""
+        import dp_accounting
+
+        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
+
+
+@dataclass(frozen=True)
+class GaussianMetrics:
+    """One Gaussian release of sums of figures of merit over users; otherwise as :class:`GaussianCount`."""
+
+    noise_multiplier: float
+    max_norm: float
+    round: int = 0
+    recipient: str = COORDINATOR
+    kind: ClassVar[str] = "gaussian-metrics"
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "noise_multiplier", "max_norm")
+        _check_place(self)
 
     def to_dp_event(self) -> Any:
         """The event in ``dp_accounting``'s terms."""
@@ -54,14 +93,16 @@ class PoissonGaussianSteps:
     steps: int
     max_grad_norm: float
     round: int = 0
+    recipient: str = COORDINATOR
     kind: ClassVar[str] = "poisson-gaussian-steps"
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
 
     def __post_init__(self) -> None:
-        _positive(self.kind, noise_multiplier=self.noise_multiplier, max_grad_norm=self.max_grad_norm)
-        _whole(self.kind, 1, steps=self.steps)
-        _whole(self.kind, 0, round=self.round)
-        if not 0 < self.sampling_probability <= 1:
-            raise PrivacyError(f"{self.kind}: sampling_probability = {self.sampling_probability}, must be in (0, 1]")
+        _check_positive(self, "noise_multiplier", "max_grad_norm")
+        _check_number(self, "sampling_probability", math.nextafter(1, 2), "in (0, 1]")
+        _check_whole(self, "steps", 1)
+        _check_place(self)
 
     def to_dp_event(self) -> Any:
         """The event in ``dp_accounting``'s terms."""
@@ -79,10 +120,15 @@ class Unprotected:
 
     what: str
     round: int = 0
+    recipient: str = COORDINATOR
     kind: ClassVar[str] = "unprotected"
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
 
     def __post_init__(self) -> None:
-        _whole(self.kind, 0, round=self.round)
+        if not isinstance(self.what, str):
+            raise PrivacyError(f"{self.kind}: what = {self.what!r}, must be text")
+        _check_place(self)
 
     def to_dp_event(self) -> Any:
         """The event in ``dp_accounting``'s terms."""
@@ -91,34 +137,116 @@ class Unprotected:
         return dp_accounting.NonPrivateDpEvent()
 
 
-Event = GaussianCount | PoissonGaussianSteps | Unprotected
-_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (GaussianCount, PoissonGaussianSteps, Unprotected)}
+Event = GaussianCount | GaussianMetrics | PoissonGaussianSteps | Unprotected
+_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected)}
+
+#: Kinds of the first journals. Their lines named no unit, no neighbours and no recipient: there was one of each, the same as now.
+_FIRST_KINDS = frozenset({"gaussian-count", "poisson-gaussian-steps", "unprotected"})
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
-    """Plain values with the event's ``kind``; :func:`event_from_dict` reads them back to an equal event."""
-    return {"kind": event.kind, **asdict(event)}
+    """Plain values, with kind, unit and neighbours; :func:`event_from_dict` reads them back to an equal event."""
+    return {"kind": event.kind, "unit": event.unit, "neighbours": event.neighbours, **asdict(event)}
 
 
-def event_from_dict(values: dict[str, Any]) -> Event:
-    """Raises :class:`PrivacyError` for an unknown kind or fields that do not fit."""
-    fields = dict(values)
-    kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+def event_from_dict(values: Mapping[str, Any]) -> Event:
+    """The event that :func:`event_to_dict` wrote, now or in the first journals, which named no unit, neighbours or recipient.
+
+    Where only today's form is right, compare ``event_to_dict`` of the answer with ``values``.
+
+    Raises
+    ------
+    PrivacyError
+        If the kind is unknown, the unit or the neighbours are others than ours (their costs do not add up with ours), or the
+        fields do not fit the kind.
+    """
+    if not isinstance(values, Mapping):
+        raise PrivacyError(f"a privacy event must be a table of values, got {values!r}")
+    rest = dict(values)
+    kind = rest.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise PrivacyError(f"unknown kind of privacy event {kind!r}; known: {', '.join(_KINDS)}")
+    cls = _KINDS[kind]
+    if kind in _FIRST_KINDS and not {"unit", "neighbours", "recipient"} & rest.keys():
+        rest = {"unit": UNIT, "neighbours": NEIGHBOURS, "recipient": COORDINATOR, **rest}
+    for name, ours in (("unit", UNIT), ("neighbours", NEIGHBOURS)):
+        if (theirs := rest.pop(name, None)) != ours:
+            raise PrivacyError(f"privacy event {kind!r}: {name} = {theirs!r}, must be {ours!r}")
+    names = {field.name for field in fields(cls)}
+    if missing := sorted(names - rest.keys()):
+        raise PrivacyError(f"privacy event {kind!r}: {', '.join(missing)} missing")
+    if unknown := sorted(str(name) for name in rest.keys() - names):
+        raise PrivacyError(f"privacy event {kind!r}: unknown fields {', '.join(unknown)}")
+    return cls(**rest)
+
+
+def event_from_dp_event(
+    dp_event: Any, *, max_norm: float, round: int = 0, recipient: str = COORDINATOR, metrics: bool = False
+) -> Event:
+    """The event whose ``to_dp_event`` is ``dp_event``; for lists of events that came from elsewhere.
+
+    ``dp_accounting`` knows the mechanism only, so the rest must be said. What an unprotected release was is not in its event.
+
+    Parameters
+    ----------
+    max_norm:
+        The bound on one user's part, of the sum or of the gradient; not used for an unprotected release.
+    metrics:
+        The Gaussian release was of metrics, not of counts.
+
+    Raises
+    ------
+    PrivacyError
+        If silorec has no release of that form.
+    """
+    import dp_accounting
+
+    place: dict[str, Any] = {"round": round, "recipient": recipient}
+    match dp_event:
+        case dp_accounting.GaussianDpEvent():
+            return (GaussianMetrics if metrics else GaussianCount)(dp_event.noise_multiplier, max_norm, **place)
+        case dp_accounting.NonPrivateDpEvent():
+            return Unprotected("unknown", **place)
+        case dp_accounting.PoissonSampledDpEvent():
+            steps, step = 1, dp_event
+        case dp_accounting.SelfComposedDpEvent(event=dp_accounting.PoissonSampledDpEvent()):
+            steps, step = dp_event.count, dp_event.event
+        case _:
+            steps, step = 0, None
+    if step is None or metrics or not isinstance(step.event, dp_accounting.GaussianDpEvent):
+        raise PrivacyError(
+            f"{dp_event!r} is no release of silorec{' of metrics' if metrics else ''}: expected a Gaussian, or steps of a "
+            "Poisson-sampled Gaussian, or no protection"
+        )
+    return PoissonGaussianSteps(step.event.noise_multiplier, step.sampling_probability, steps, max_norm, **place)
+
+
+def _check_positive(event: Event, *names: str) -> None:
+    for name in names:
+        _check_number(event, name, math.inf, "positive and finite")
+
+
+def _check_number(event: Event, name: str, below: float, words: str) -> None:
+    """The field lies between 0 and ``below``; it becomes a float, so that an event has one form in a file."""
+    value = getattr(event, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
+        raise PrivacyError(f"{event.kind}: {name} = {value!r}, must be {words}")
     try:
-        return _KINDS[kind](**fields)
-    except TypeError as error:
-        raise PrivacyError(f"privacy event {kind!r}: {error}") from None
+        object.__setattr__(event, name, float(value))
+    except OverflowError:
+        raise PrivacyError(f"{event.kind}: {name} is too large a number, must be {words}") from None
 
 
-def _positive(kind: str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise PrivacyError(f"{kind}: {name} = {value}, must be positive and finite")
+def _check_whole(event: Event, name: str, least: int) -> None:
+    value = getattr(event, name)
+    if type(value) is not int or value < least:
+        raise PrivacyError(f"{event.kind}: {name} = {value!r}, must be a whole number from {least}")
 
 
-def _whole(kind: str, least: int, **values: int) -> None:
-    for name, value in values.items():
-        if type(value) is not int or value < least:
-            raise PrivacyError(f"{kind}: {name} = {value!r}, must be a whole number from {least}")
+def _check_place(event: Event) -> None:
+    """When and for whom."""
+    _check_whole(event, "round", 0)
+    if not isinstance(event.recipient, str) or not _RECIPIENT.fullmatch(event.recipient):
+        raise PrivacyError(
+            f"{event.kind}: recipient = {event.recipient!r}, must be a word of lower-case letters, digits and hyphens"
+        )

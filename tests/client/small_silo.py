@@ -110,4 +110,4 @@ def latest_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.trainer.gaussian_noise", lambda shape, std: np.zeros(shape))
+    monkeypatch.setattr("client.trainer.add_gaussian_noise", lambda value, std, **_: np.asarray(value, dtype=np.float64))

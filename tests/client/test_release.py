@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,19 @@ from flwr.common.serde import message_to_proto
 import client
 import client.silo
 from client.release import answer, code_of
-from common.errors import AssetError, ConfigError, DataError, ErrorCode, ModelError, PrivacyError
+from common.errors import (
+    AssetError,
+    BudgetExhausted,
+    ConfigError,
+    DataError,
+    ErrorCode,
+    LedgerError,
+    ModelError,
+    PolicyRefused,
+    PrivacyError,
+)
 from common.model.resident import resident
-from common.protocol import COUNT, ENROL, RELEASED, TRAIN, Refusal, Request, TrainRequest, config_hash
+from common.protocol import COUNT, ENROL, METRICS, RELEASED, TRAIN, AdapterRequest, Refusal, Request, config_hash
 from server.wire import request_content
 from tests import tiny
 
@@ -52,7 +63,7 @@ def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameter
         if kind == "vector":
             assert isinstance(value, Array)
             assert value.numpy().dtype == np.float32
-            assert value.numpy().shape == ({"count": n_items, "update": n_parameters}[name],)
+            assert value.numpy().shape == ({"count": n_items, "update": n_parameters, "metrics": 2}[name],)
         else:
             assert type(value) is int
 
@@ -60,13 +71,22 @@ def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameter
 def requests(config: Any) -> dict[str, Request]:
     home = resident(config)
     said = {"config_hash": config_hash(config)}
-    train = TrainRequest(**said, round=1, manifest_hash=home.manifest.hash, vector=home.start)
-    return {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train}
+    train = AdapterRequest(**said, round=1, manifest_hash=home.manifest.hash, vector=home.start)
+    metrics = replace(train, round=config.federation.rounds)
+    return {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train, METRICS: metrics}
+
+
+def test_every_handler_of_the_app_is_on_the_list() -> None:
+    """Nothing can be asked that :data:`RELEASED` does not name, and the tests below ask all of it."""
+    from client.app import app
+
+    handlers = {name.removesuffix(".default") for name in app._registered_funcs}
+    assert handlers == set(RELEASED) == set(requests(tiny.config()))
 
 
 @pytest.mark.parametrize("mode", ["none", "silo"])
 def test_every_reply_holds_listed_fields_only(tmp_path: Path, mode: str) -> None:
-    config = tiny.config(privacy__mode=mode)
+    config = tiny.config(privacy__mode=mode, privacy__metrics_share=0.1)
     grid = tiny.grid(config, tmp_path)
     sizes = {"n_items": 24, "n_parameters": resident(config).manifest.n_parameters}
     for action, request in requests(config).items():
@@ -78,6 +98,7 @@ def test_every_reply_holds_listed_fields_only(tmp_path: Path, mode: str) -> None
     assert all(len(grid.context(silo).state) == 0 for silo in range(config.partition.silos))
 
 
+HANDLERS = {ENROL: "enrol", COUNT: "count", TRAIN: "train", METRICS: "metrics"}
 FAILURES = {
     "a bug": ZeroDivisionError(SECRET),
     "data": DataError(SECRET, "/home/clinic/private.csv", 17),
@@ -89,7 +110,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("what", FAILURES)
-@pytest.mark.parametrize("action", [ENROL, COUNT, TRAIN])
+@pytest.mark.parametrize("action", sorted(RELEASED))
 def test_an_exception_leaves_as_a_code_only_whatever_it_says(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, action: str, what: str
 ) -> None:
@@ -99,7 +120,7 @@ def test_an_exception_leaves_as_a_code_only_whatever_it_says(
     def fail(*args: Any) -> Any:
         raise FAILURES[what]
 
-    monkeypatch.setattr(client.silo.Silo, {ENROL: "enrol", COUNT: "count", TRAIN: "train"}[action], fail)
+    monkeypatch.setattr(client.silo.Silo, HANDLERS[action], fail)
     node = grid.get_node_ids()[0]
     with caplog.at_level(logging.DEBUG):
         (reply,) = grid.send_and_receive([Message(request_content(requests(config)[action]), node, action)])
@@ -113,14 +134,17 @@ def test_an_exception_leaves_as_a_code_only_whatever_it_says(
     assert "refused with" in caplog.text
 
 
+SAID = {"config": "x", "protocol": 2, "signature": "", "round": 1, "manifest": "m"}
 BAD_REQUESTS = {
     "nothing": RecordDict(),
-    "no adapter": RecordDict({"request": ConfigRecord({"config": "x", "protocol": 1, "round": 1, "manifest": "m"})}),
+    "no adapter": RecordDict(
+        {"request": ConfigRecord({"config": "x", "protocol": 2, "signature": "", "round": 1, "manifest": "m"})}
+    ),
     "wrong types": RecordDict({"request": ConfigRecord({"config": 1, "protocol": "x"})}),
     "wrong record": RecordDict({"request": MetricRecord({"config": 1})}),
     "a pickle": RecordDict(
         {
-            "request": ConfigRecord({"config": "x", "protocol": 1, "round": 1, "manifest": "m"}),
+            "request": ConfigRecord(SAID),
             "adapter": ArrayRecord({"vector": Array("object", (1,), "numpy.ndarray", b"\x80\x04N.")}),
         }
     ),
@@ -128,7 +152,7 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("what", BAD_REQUESTS)
-@pytest.mark.parametrize("action", [ENROL, COUNT, TRAIN])
+@pytest.mark.parametrize("action", sorted(RELEASED))
 def test_a_malformed_request_is_a_bad_request(action: str, what: str) -> None:
     grid = tiny.grid(tiny.config())
     (reply,) = grid.send_and_receive([Message(BAD_REQUESTS[what], grid.get_node_ids()[0], action)])
@@ -160,6 +184,9 @@ def test_a_handler_that_computes_too_much_releases_nothing() -> None:
         (Refusal(ErrorCode.MANIFEST_MISMATCH, ""), ErrorCode.MANIFEST_MISMATCH),
         (ConfigError(""), ErrorCode.BAD_REQUEST),
         (PrivacyError(""), ErrorCode.POLICY_REFUSED),
+        (PolicyRefused(""), ErrorCode.POLICY_REFUSED),
+        (BudgetExhausted(""), ErrorCode.BUDGET_EXHAUSTED),
+        (LedgerError(""), ErrorCode.LEDGER_UNAVAILABLE),
         (DataError(""), ErrorCode.DATA_UNAVAILABLE),
         (AssetError(""), ErrorCode.DATA_UNAVAILABLE),
         (FileNotFoundError(), ErrorCode.DATA_UNAVAILABLE),

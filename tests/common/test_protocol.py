@@ -12,33 +12,38 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import load, to_run_config
+from common.config import Config, load, to_dict, to_run_config
 from common.errors import ConfigError, ErrorCode, FederationError
+from common.privacy.signing import SigningKey, create_key
 from common.protocol import (
     COUNT,
     ENROL,
+    METRICS,
     RELEASED,
     TRAIN,
+    AdapterRequest,
     Refusal,
     Request,
-    TrainRequest,
+    answer_digest,
+    check_adapter_request,
     check_reply,
     check_request,
-    check_train_request,
     config_hash,
+    question_digest,
     read_run_config,
     silo_seed,
+    statement,
 )
 
 CONFIG = load(
     {"federation.rounds": 5, "data.columns": {"user": "u"}, "federation.declared_users": [1, 2, 3, 4], "privacy.delta": 1e-5}
 )
-GOOD = TrainRequest(config_hash=config_hash(CONFIG), round=5, manifest_hash="m", vector=np.zeros(3, np.float32))
+GOOD = AdapterRequest(config_hash=config_hash(CONFIG), round=5, manifest_hash="m", vector=np.zeros(3, np.float32))
 
 
-def refusal(**changes: Any) -> ErrorCode:
+def refusal(action: str = TRAIN, **changes: Any) -> ErrorCode:
     with pytest.raises(Refusal) as caught:
-        check_train_request(replace(GOOD, **changes), CONFIG, "m", 3)
+        check_adapter_request(replace(GOOD, **changes), action, CONFIG, "m", 3)
     return caught.value.code
 
 
@@ -48,15 +53,18 @@ def test_a_silo_releases_vectors_and_its_place_and_nothing_else() -> None:
         "query.enrol": {"silo": "integer", "protocol": "integer"},
         "query.count": {"count": "vector"},
         "train": {"update": "vector"},
+        "query.metrics": {"metrics": "vector"},
     }
 
 
 def test_a_good_request_passes_and_each_fault_has_its_code() -> None:
-    check_train_request(GOOD, CONFIG, "m", 3)
+    check_adapter_request(GOOD, TRAIN, CONFIG, "m", 3)
+    check_adapter_request(GOOD, METRICS, CONFIG, "m", 3)
     assert refusal(config_hash="other") is ErrorCode.BAD_REQUEST
-    assert refusal(protocol=2) is ErrorCode.BAD_REQUEST
+    assert refusal(protocol=1) is ErrorCode.BAD_REQUEST
     assert refusal(round=0) is ErrorCode.BAD_REQUEST
     assert refusal(round=6) is ErrorCode.BAD_REQUEST
+    assert refusal(METRICS, round=4) is ErrorCode.BAD_REQUEST
     assert refusal(manifest_hash="n") is ErrorCode.MANIFEST_MISMATCH
     assert refusal(vector=np.zeros(4, np.float32)) is ErrorCode.BAD_REQUEST
     assert refusal(vector=np.array([0, np.inf, 0], np.float32)) is ErrorCode.BAD_REQUEST
@@ -96,7 +104,40 @@ def test_a_configuration_survives_flowers_flat_settings_with_its_hash() -> None:
     assert config == CONFIG
     assert config_hash(config) == config_hash(CONFIG)
     assert app == {"out": "/somewhere"}
-    check_request(Request(config_hash=config_hash(config)), CONFIG)
+    check_request(Request(config_hash=config_hash(config)), ENROL, CONFIG)
+
+
+def signed(config: Config, key: SigningKey, action: str, request: AdapterRequest) -> AdapterRequest:
+    return replace(request, signature=key.sign(statement(action, request)).hex())
+
+
+def test_a_request_is_answered_only_with_the_signature_of_the_coordinator_whom_the_configuration_names(tmp_path: Path) -> None:
+    key, other = create_key(tmp_path / "key"), create_key(tmp_path / "other")
+    config = load(to_dict(CONFIG), {"federation.coordinator": key.public_key})
+    asked = replace(GOOD, config_hash=config_hash(config))
+    good = signed(config, key, TRAIN, asked)
+    check_adapter_request(good, TRAIN, config, "m", 3)
+    for bad in (
+        asked,
+        replace(good, signature="zz"),
+        signed(config, other, TRAIN, asked),
+        signed(config, key, METRICS, asked),
+        replace(good, round=4),
+        replace(good, vector=np.ones(3, np.float32)),
+    ):
+        with pytest.raises(Refusal, match="not signed by the coordinator") as caught:
+            check_adapter_request(bad, TRAIN, config, "m", 3)
+        assert caught.value.code is ErrorCode.POLICY_REFUSED
+
+
+def test_questions_are_the_same_when_they_ask_the_same_and_answers_when_they_hold_the_same_bytes() -> None:
+    assert question_digest(TRAIN, GOOD) == question_digest(TRAIN, replace(GOOD, signature="ab", vector=GOOD.vector.copy()))
+    changed = [replace(GOOD, round=4), replace(GOOD, vector=np.ones(3, np.float32)), replace(GOOD, config_hash="x")]
+    assert len({question_digest(TRAIN, r) for r in (GOOD, *changed)} | {question_digest(METRICS, GOOD)}) == 5
+    zero, minus_zero = np.zeros(2, np.float32), np.array([0.0, -0.0], np.float32)
+    assert answer_digest(TRAIN, {"update": zero}) == answer_digest(TRAIN, {"update": zero.copy()})
+    assert answer_digest(TRAIN, {"update": zero}) != answer_digest(TRAIN, {"update": minus_zero})
+    assert answer_digest(TRAIN, {"update": zero}) != answer_digest(METRICS, {"update": zero})
 
 
 def test_every_setting_is_in_the_hash() -> None:
@@ -105,7 +146,7 @@ def test_every_setting_is_in_the_hash() -> None:
 
 
 def test_unknown_settings_are_refused_with_and_without_the_app_prefix() -> None:
-    with pytest.raises(ConfigError, match=r"unknown setting 'app\.outt' \(allowed in app: app\.out\)"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'app\.outt' \(allowed in app: app\.key, app\.out\)"):
         read_run_config({"app.outt": "x"})
     with pytest.raises(ConfigError, match=r"unknown setting 'privacy\.epsilom'; did you mean 'epsilon'"):
         read_run_config({"privacy.epsilom": 1})

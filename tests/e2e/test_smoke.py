@@ -63,8 +63,8 @@ def test_the_final_adapter_follows_from_the_seed(tmp_path: Path) -> None:
     assert not np.array_equal(first, other)
 
 
-def test_a_private_run_charges_each_silos_journal_and_is_not_repeatable(tmp_path: Path) -> None:
-    from common.privacy.journal import Journal
+def test_a_private_run_charges_each_silos_ledger_and_is_not_repeatable(tmp_path: Path) -> None:
+    from common.privacy.ledger import read_ledger
     from common.privacy.plan import plan_for
 
     config = smoke("privacy.mode=silo", "training.sampling_probability=1.0", "federation.rounds=1")
@@ -72,13 +72,13 @@ def test_a_private_run_charges_each_silos_journal_and_is_not_repeatable(tmp_path
     assert not np.array_equal(first, second)
     declared = config.federation.declared_users
     for silo, users in enumerate(declared):
-        journal = Journal(tmp_path / "a" / "silos" / str(silo) / "journal.jsonl")
-        assert list(journal.events) == plan_for(config, users, min(declared)).all_events()
+        chain = read_ledger(tmp_path / "a" / "silos" / str(silo) / "ledger.sqlite")
+        assert [what.released for _, what in chain.reservations] == plan_for(config, users, min(declared)).all_events()
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_says_why_and_leaves_no_process(tmp_path: Path, leaves_no_process: None) -> None:
-    """The first silo's place for its journal is taken by a file, so it refuses; a quorum of all cannot be had."""
+    """The first silo's place for its ledger is taken by a file, so it refuses; a quorum of all cannot be had."""
     config = smoke("federation.quorum=1.0", "federation.deadline=20", "federation.rounds=1")
     (tmp_path / "silos").mkdir()
     (tmp_path / "silos" / "0").write_text("in the way")
@@ -90,6 +90,6 @@ def test_ctrl_c_ends_what_was_started(tmp_path: Path, leaves_no_process: None, m
     def interrupted(flower: Any, run_id: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("simulations.flower._Flower.wait", interrupted)
+    monkeypatch.setattr("simulations.flower.Flower.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_with_flower(smoke(), tmp_path, 3)

@@ -77,6 +77,7 @@ def made_up(
         "confidence": 0.95,
         "validation": figures(rng, 1.1 * quality[-1], k, intervals=False),
         "before_training": figures(rng, quality[0], k, intervals=False),
+        "released_metrics": None,
         "selected_round": rounds,
         "rounds": rounds,
         "rounds_planned": planned,

@@ -15,7 +15,7 @@ from common.config import Config
 from common.data.population import Population, load_population
 from common.errors import ConfigError
 from common.model.resident import resident
-from common.privacy.journal import Journal
+from common.privacy.ledger import Ledger
 from common.privacy.plan import plan_for
 from simulations import baselines, compare
 from simulations.compare import TITLES, check_references
@@ -129,8 +129,10 @@ def test_references_of_a_private_run_keep_its_budget_and_say_nothing_in_every_ro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny.config(privacy__mode="silo", **BOTH)
-    charged, charge = [], Journal.charge
-    monkeypatch.setattr(Journal, "charge", lambda self, event: (charged.append((self.path, event)), charge(self, event))[1])
+    charged, reserve = [], Ledger.reserve
+    monkeypatch.setattr(
+        Ledger, "reserve", lambda self, asked, q: (charged.append((self.path, asked.event)), reserve(self, asked, q))[1]
+    )
     with caplog.at_level(logging.WARNING):
         compare.compare(config, evaluator(config), Silent())
     assert not caplog.records

@@ -13,7 +13,7 @@ from common.errors import DataError
 from common.model.adapter import from_vector
 from common.model.recommender import Batch
 from common.model.resident import resident
-from simulations.evaluate import Evaluator, pad_histories
+from simulations.evaluate import Evaluator
 from tests import tiny
 
 NO_TEXT = torch.zeros((1, 0), dtype=torch.int64)
@@ -134,7 +134,7 @@ def test_users_text_is_read_as_it_is_in_training_and_never_from_held_out_rows() 
 
 
 def test_padding_keeps_the_latest_items() -> None:
-    batch = pad_histories([np.arange(5), np.arange(1), np.arange(0)], 3, [(7, 8), (), (9,)])
+    batch = Batch.of_histories([np.arange(5), np.arange(1), np.arange(0)], 3, [(7, 8), (), (9,)])
     assert batch.items.tolist() == [[2, 3, 4], [0, -1, -1], [-1, -1, -1]]
     assert batch.text.tolist() == [[7, 8], [-1, -1], [9, -1]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.config import load
 from common.data.population import enrolled
 from common.data.split import Held
 from common.errors import ConfigError
+from common.privacy.ledger import read_ledger
 from simulations.evaluate import Evaluator
 from simulations.run import simulate
 from simulations.scenario import load_scenario
@@ -33,13 +33,13 @@ BEST_IN_THE_MIDDLE = (
 )  # fmt: skip
 
 
-def journal(folder: Path, silo: int) -> list[dict[str, Any]]:
-    lines = (folder / "silos" / str(silo) / "journal.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def charged(folder: Path, silo: int) -> list[dict[str, Any]]:
+    chain = read_ledger(folder / "silos" / str(silo) / "ledger.sqlite")
+    return [dict(what.event) for _, what in chain.reservations]
 
 
 def composed(events: list[dict[str, Any]], delta: float) -> float:
-    """Epsilon of a journal by dp_accounting alone."""
+    """Epsilon of a ledger by dp_accounting alone."""
     accountant = RdpAccountant()
     for event in events:
         one = dp_accounting.GaussianDpEvent(event["noise_multiplier"])
@@ -50,7 +50,7 @@ def composed(events: list[dict[str, Any]], delta: float) -> float:
 
 
 Arm = Callable[[str, int], None]
-JUDGE, JOURNALS, TRAIN = "simulations.evaluate.Evaluator.judge", "simulations.run.journals", "client.trainer.train_round"
+JUDGE, SPENT, TRAIN = "simulations.evaluate.Evaluator.judge", "simulations.run.spent_in", "client.trainer.train_round"
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def ctrl_c_at(monkeypatch: pytest.MonkeyPatch) -> Arm:
 
 def test_the_smoke_scenario_writes_every_documented_file(tmp_path: Path) -> None:
     folder = simulate("smoke", overrides=["run.device=cpu"], out=tmp_path)
-    table = DOCUMENTS.read_text().split("Both JSON files")[0]
+    table = DOCUMENTS.read_text().split("With `--grid flower`")[0]
     documented = {name for row in re.findall(r"^\| (`.+?) \|", table, re.M) for name in re.findall(r"`([^`]+)`", row)}
-    assert {"result.json", "report.html", "silos/<n>/journal.jsonl"} <= documented
+    assert {"result.json", "report.html", "silos/<n>/ledger.sqlite", "transcript.jsonl"} <= documented
     for name in documented:
         for silo in range(3) if "<n>" in name else (0,):
             assert (folder / name.replace("<n>", str(silo))).stat().st_size > 0, name
@@ -106,16 +106,16 @@ def test_the_result_has_exactly_the_documented_keys(plain: Path, private: Path, 
         assert isinstance(mine[key], type(expected[key]))
 
 
-def test_epsilon_is_what_the_journals_compose_to(private: Path) -> None:
+def test_epsilon_is_what_the_ledgers_compose_to(private: Path) -> None:
     mine = result(private)
     declared = [silo["declared_users"] for silo in mine["silos"]]
     assert mine["delta"] == 1 / (10 * min(declared))
-    spent = [composed(journal(private, silo), mine["delta"]) for silo in range(len(declared))]
+    spent = [composed(charged(private, silo), mine["delta"]) for silo in range(len(declared))]
     assert [silo["epsilon"] for silo in mine["silos"]] == pytest.approx(spent, abs=1e-6)
     assert mine["epsilon"] == pytest.approx(max(spent), abs=1e-6)
     assert 7.9 < mine["epsilon"] <= 8.0
     assert mine["epsilon_pld"] < mine["epsilon"]
-    after = [composed(journal(private, 0)[: number + 1], mine["delta"]) for number in range(3)]
+    after = [composed(charged(private, 0)[: number + 1], mine["delta"]) for number in range(3)]
     assert [line["epsilon"] for line in rounds(private)] == pytest.approx(after, abs=1e-6)
 
 
@@ -198,14 +198,14 @@ def test_a_line_that_was_torn_by_a_crash_is_written_again(plain: Path, tmp_path:
 
 def test_a_resumed_private_run_goes_on_spending_where_it_stopped(private: Path, tmp_path: Path) -> None:
     folder = run(tmp_path, *PRIVATE, watch=CtrlC(1))
-    before = [journal(folder, silo) for silo in range(2)]
+    before = [charged(folder, silo) for silo in range(2)]
     delta = result(folder)["delta"]
     assert result(folder)["epsilon"] == pytest.approx(max(composed(events, delta) for events in before), abs=1e-6)
     assert result(folder)["epsilon"] < result(private)["epsilon"] - 0.5
     run(tmp_path, *PRIVATE, resume=True)
-    after = [journal(folder, silo) for silo in range(2)]
+    after = [charged(folder, silo) for silo in range(2)]
     assert [events[: len(old)] for events, old in zip(after, before, strict=True)] == before
-    assert after == [journal(private, silo) for silo in range(2)]
+    assert after == [charged(private, silo) for silo in range(2)]
     assert result(folder)["status"] == "finished"
     assert result(folder)["epsilon"] == result(private)["epsilon"]
 
@@ -215,10 +215,10 @@ def test_ctrl_c_in_the_middle_of_a_silos_training_counts_it_as_spent(tmp_path: P
     ctrl_c_at(TRAIN, 3)
     folder = run(tmp_path, *PRIVATE)
     assert (result(folder)["status"], result(folder)["rounds"]) == ("interrupted", 1)
-    charged = [journal(folder, silo) for silo in range(2)]
-    assert [len(events) for events in charged] == [3, 3]
+    spent = [charged(folder, silo) for silo in range(2)]
+    assert [len(events) for events in spent] == [3, 3]
     run(tmp_path, *PRIVATE, resume=True)
-    assert [journal(folder, silo) for silo in range(2)] == charged
+    assert [charged(folder, silo) for silo in range(2)] == spent
     assert (result(folder)["status"], rounds(folder)[-1]["answered"]) == ("finished", 1)
     assert result(folder)["epsilon"] <= 8.0
 
@@ -247,7 +247,7 @@ def test_validation_chooses_the_round_and_the_test_items_have_no_say(tmp_path: P
     assert result(other)["ndcg@10"] != mine["ndcg@10"]
 
 
-@pytest.mark.parametrize(("name", "n"), [(JUDGE, 3), (JOURNALS, 2), (JOURNALS, 3)])
+@pytest.mark.parametrize(("name", "n"), [(JUDGE, 3), (SPENT, 2), (SPENT, 3)])
 def test_a_choice_by_validation_survives_a_stop_and_a_resume(tmp_path: Path, ctrl_c_at: Arm, name: str, n: int) -> None:
     """Round 2 is the best; when its epsilon is asked its adapter is on the disk already, and its line is not."""
     ctrl_c_at(name, n)

@@ -1,7 +1,8 @@
-"""Events keep their meaning on the way through a file, and impossible ones do not exist."""
+"""Events keep their meaning on the way through a file and through dp_accounting, and impossible ones do not exist."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -12,12 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import PrivacyError
-from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps, Unprotected, event_from_dict, event_to_dict
+from common.privacy.events import (
+    COORDINATOR,
+    NEIGHBOURS,
+    UNIT,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+    event_from_dict,
+    event_from_dp_event,
+    event_to_dict,
+)
 
 positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 rounds = st.integers(0, 10**6)
-events = st.one_of(
-    st.builds(GaussianCount, positive, positive, rounds),
+recipients = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
+protected = st.one_of(
+    st.builds(GaussianCount, positive, positive, rounds, recipients),
+    st.builds(GaussianMetrics, positive, positive, rounds, recipients),
     st.builds(
         PoissonGaussianSteps,
         positive,
@@ -25,9 +40,14 @@ events = st.one_of(
         st.integers(1, 10**9),
         positive,
         rounds,
+        recipients,
     ),
-    st.builds(Unprotected, st.text(), rounds),
 )
+unprotected = st.builds(Unprotected, st.text(), rounds, recipients)
+events = st.one_of(protected, unprotected)
+
+COUNT = {"kind": "gaussian-count", "noise_multiplier": 1.0, "max_norm": 1.0, "round": 0}
+OURS = {"unit": UNIT, "neighbours": NEIGHBOURS, "recipient": COORDINATOR}
 
 
 @given(events)
@@ -35,10 +55,50 @@ def test_an_event_is_read_back_from_its_json(event: Event) -> None:
     back = event_from_dict(json.loads(json.dumps(event_to_dict(event))))
     assert back == event
     assert type(back) is type(event)
+    assert event_to_dict(back) == event_to_dict(event)
+
+
+@given(protected)
+def test_an_event_is_read_back_from_its_dp_event(event: Event) -> None:
+    norm = event.max_grad_norm if isinstance(event, PoissonGaussianSteps) else event.max_norm  # type: ignore[union-attr]
+    dp_event = event.to_dp_event()
+    back = event_from_dp_event(
+        dp_accounting.DpEvent.from_named_tuple(dp_event.to_named_tuple()),  # as it is stored elsewhere
+        max_norm=norm,
+        round=event.round,
+        recipient=event.recipient,
+        metrics=isinstance(event, GaussianMetrics),
+    )
+    assert back == event
+    assert type(back) is type(event)
+    assert back.to_dp_event() == dp_event
+
+
+@given(unprotected)
+def test_an_unprotected_event_is_read_back_from_its_dp_event_but_for_what_it_was(event: Unprotected) -> None:
+    back = event_from_dp_event(event.to_dp_event(), max_norm=1.0, round=event.round, recipient=event.recipient)
+    assert back == dataclasses.replace(event, what="unknown")
 
 
 def test_what_is_written_never_changes_its_meaning() -> None:
-    """The very bytes of format 1: a journal of today must be read for ever."""
+    """The very words: a ledger of today must be read for ever."""
+    ours = '"unit": "one user of one silo", "neighbours": "add or remove one", '
+    lines = {
+        '{"kind": "gaussian-count", ' + ours + '"noise_multiplier": 2.5, "max_norm": 1.0, "round": 0, '
+        '"recipient": "coordinator"}': GaussianCount(2.5, 1.0),
+        '{"kind": "gaussian-metrics", ' + ours + '"noise_multiplier": 3.0, "max_norm": 2.0, "round": 4, '
+        '"recipient": "coordinator"}': GaussianMetrics(3.0, 2.0, 4),
+        '{"kind": "poisson-gaussian-steps", ' + ours + '"noise_multiplier": 1.5, "sampling_probability": 0.25, "steps": 4, '
+        '"max_grad_norm": 1.0, "round": 3, "recipient": "owner"}': PoissonGaussianSteps(1.5, 0.25, 4, 1.0, 3, "owner"),
+        '{"kind": "unprotected", ' + ours + '"what": "update", "round": 2, "recipient": "coordinator"}': Unprotected("update", 2),
+    }
+    for line, event in lines.items():
+        assert json.dumps(event_to_dict(event)) == line
+        assert event_from_dict(json.loads(line)) == event
+
+
+def test_lines_of_the_first_journals_are_read() -> None:
+    """They named no unit, neighbours or recipient, when there was one of each."""
     lines = {
         '{"kind": "gaussian-count", "noise_multiplier": 2.5, "max_norm": 1.0, "round": 0}': GaussianCount(2.5, 1.0),
         '{"kind": "poisson-gaussian-steps", "noise_multiplier": 1.5, "sampling_probability": 0.25, "steps": 4, '
@@ -46,15 +106,16 @@ def test_what_is_written_never_changes_its_meaning() -> None:
         '{"kind": "unprotected", "what": "update", "round": 2}': Unprotected("update", 2),
     }
     for line, event in lines.items():
-        assert json.dumps(event_to_dict(event)) == line
         assert event_from_dict(json.loads(line)) == event
 
 
-@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
-def test_noise_and_bounds_are_positive_and_finite(value: float) -> None:
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "1", None, 10**400])
+def test_noise_and_bounds_are_positive_and_finite(value: Any) -> None:
     for make in (
         lambda: GaussianCount(value, 1.0),
         lambda: GaussianCount(1.0, value),
+        lambda: GaussianMetrics(value, 1.0),
+        lambda: GaussianMetrics(1.0, value),
         lambda: PoissonGaussianSteps(value, 0.5, 1, 1.0),
         lambda: PoissonGaussianSteps(1.0, 0.5, 1, value),
     ):
@@ -62,8 +123,8 @@ def test_noise_and_bounds_are_positive_and_finite(value: float) -> None:
             make()
 
 
-@pytest.mark.parametrize("value", [0, -0.1, 1.0001, math.nan])
-def test_a_sampling_probability_is_a_probability(value: float) -> None:
+@pytest.mark.parametrize("value", [0, -0.1, 1.0001, math.nan, True, "0.5"])
+def test_a_sampling_probability_is_a_probability(value: Any) -> None:
     with pytest.raises(PrivacyError, match=r"sampling_probability = .*, must be in \(0, 1\]"):
         PoissonGaussianSteps(1.0, value, 1, 1.0)
 
@@ -74,10 +135,11 @@ def test_steps_are_counted_in_whole_numbers(value: Any) -> None:
         PoissonGaussianSteps(1.0, 0.5, value, 1.0)
 
 
-@pytest.mark.parametrize("value", [-1, 0.5, "1"])
+@pytest.mark.parametrize("value", [-1, 0.5, "1", False])
 def test_rounds_are_counted_in_whole_numbers(value: Any) -> None:
     for make in (
         lambda: GaussianCount(1.0, 1.0, value),
+        lambda: GaussianMetrics(1.0, 1.0, value),
         lambda: PoissonGaussianSteps(1.0, 0.5, 1, 1.0, value),
         lambda: Unprotected("x", value),
     ):
@@ -85,18 +147,48 @@ def test_rounds_are_counted_in_whole_numbers(value: Any) -> None:
             make()
 
 
+@pytest.mark.parametrize("value", ["", "Coordinator", "the owner", "silo\n", "1st", "-a", "größe", None, 7])
+def test_a_recipient_is_a_lower_case_word(value: Any) -> None:
+    for make in (
+        lambda: GaussianCount(1.0, 1.0, 0, value),
+        lambda: GaussianMetrics(1.0, 1.0, 0, value),
+        lambda: PoissonGaussianSteps(1.0, 0.5, 1, 1.0, 0, value),
+        lambda: Unprotected("x", 0, value),
+    ):
+        with pytest.raises(PrivacyError, match=r"recipient = .*, must be a word of lower-case letters"):
+            make()
+
+
+def test_equal_events_are_written_alike() -> None:
+    """A whole number where a fraction may stand makes no other line, hence no other hash."""
+    assert json.dumps(event_to_dict(GaussianCount(2, 1))) == json.dumps(event_to_dict(GaussianCount(2.0, 1.0)))
+    whole, fraction = PoissonGaussianSteps(1, 1, 4, 1), PoissonGaussianSteps(1.0, 1.0, 4, 1.0)
+    assert json.dumps(event_to_dict(whole)) == json.dumps(event_to_dict(fraction))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({}, "unknown kind of privacy event None"),
+        ([], "must be a table of values"),
+        ({"kind": ["gaussian-count"]}, "unknown kind of privacy event"),
         ({"kind": "laplace", "scale": 1.0}, "unknown kind of privacy event 'laplace'; known: gaussian-count"),
-        ({"kind": "gaussian-count", "noise_multiplier": 1.0}, "max_norm"),
-        ({"kind": "gaussian-count", "noise_multiplier": 1.0, "max_norm": 1.0, "colour": "red"}, "colour"),
-        ({"kind": "gaussian-count", "noise_multiplier": "1", "max_norm": 1.0}, "gaussian-count"),
-        ({"kind": "gaussian-count", "noise_multiplier": None, "max_norm": 1.0}, "gaussian-count"),
+        ({"kind": "gaussian-count", "noise_multiplier": 1.0, "round": 0}, "max_norm missing"),
+        ({"kind": "gaussian-count", "noise_multiplier": 1.0, "max_norm": 1.0}, "round missing"),
+        ({**COUNT, "colour": "red"}, "unknown fields colour"),
+        ({**COUNT, **OURS, "steps": 3}, "unknown fields steps"),
+        ({**COUNT, "noise_multiplier": "1"}, "noise_multiplier = '1', must be positive"),
+        ({**COUNT, "noise_multiplier": None}, "noise_multiplier = None, must be positive"),
+        ({**COUNT, **OURS, "unit": "one interaction"}, "unit = 'one interaction', must be 'one user of one silo'"),
+        ({**COUNT, **OURS, "neighbours": "replace one"}, "neighbours = 'replace one', must be 'add or remove one'"),
+        ({**COUNT, "unit": UNIT, "recipient": COORDINATOR}, "neighbours = None"),
+        ({**COUNT, "recipient": COORDINATOR}, "unit = None"),
+        ({**COUNT, "unit": UNIT, "neighbours": NEIGHBOURS}, "recipient missing"),
+        ({**COUNT, "kind": "gaussian-metrics"}, "unit = None"),  # never written without
+        ({"kind": "unprotected", "what": 3, "round": 0}, "what = 3, must be text"),
     ],
 )
-def test_values_that_are_no_event_are_refused(values: dict[str, Any], words: str) -> None:
+def test_values_that_are_no_event_are_refused(values: Any, words: str) -> None:
     with pytest.raises(PrivacyError, match=words):
         event_from_dict(values)
 
@@ -104,6 +196,41 @@ def test_values_that_are_no_event_are_refused(values: dict[str, Any], words: str
 def test_events_in_the_terms_of_dp_accounting() -> None:
     gaussian = dp_accounting.GaussianDpEvent
     assert GaussianCount(2.0, 5.0).to_dp_event() == gaussian(2.0)
+    assert GaussianMetrics(2.0, 5.0).to_dp_event() == gaussian(2.0)
     step = dp_accounting.PoissonSampledDpEvent(0.25, gaussian(1.5))
     assert PoissonGaussianSteps(1.5, 0.25, 4, 9.0).to_dp_event() == dp_accounting.SelfComposedDpEvent(step, 4)
     assert Unprotected("x").to_dp_event() == dp_accounting.NonPrivateDpEvent()
+
+
+def test_one_step_needs_no_composition() -> None:
+    step = dp_accounting.PoissonSampledDpEvent(0.25, dp_accounting.GaussianDpEvent(1.5))
+    assert event_from_dp_event(step, max_norm=2.0) == PoissonGaussianSteps(1.5, 0.25, 1, 2.0)
+
+
+@pytest.mark.parametrize("metrics", [False, True])
+@pytest.mark.parametrize(
+    "dp_event",
+    [
+        dp_accounting.LaplaceDpEvent(1.0),
+        dp_accounting.NoOpDpEvent(),
+        dp_accounting.ComposedDpEvent([dp_accounting.GaussianDpEvent(1.0)]),
+        dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(1.0), 3),
+        dp_accounting.PoissonSampledDpEvent(0.5, dp_accounting.LaplaceDpEvent(1.0)),
+        dp_accounting.PoissonSampledDpEvent(0.5, dp_accounting.PoissonSampledDpEvent(0.5, dp_accounting.GaussianDpEvent(1.0))),
+        "gaussian",
+    ],
+)
+def test_mechanisms_that_silorec_has_not_are_refused(dp_event: Any, metrics: bool) -> None:
+    with pytest.raises(PrivacyError, match="is no release of silorec"):
+        event_from_dp_event(dp_event, max_norm=1.0, metrics=metrics)
+
+
+def test_steps_of_training_are_no_metrics() -> None:
+    with pytest.raises(PrivacyError, match="is no release of silorec of metrics"):
+        event_from_dp_event(PoissonGaussianSteps(1.5, 0.25, 4, 9.0).to_dp_event(), max_norm=1.0, metrics=True)
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan])
+def test_a_foreign_event_without_noise_is_refused(noise: float) -> None:
+    with pytest.raises(PrivacyError, match="noise_multiplier"):
+        event_from_dp_event(dp_accounting.GaussianDpEvent(noise), max_norm=1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.plots import Dot, Panel, Series, dot_plot, nice_ticks, rounds_plot, tick_labels
+from common.report.plots import Dot, Panel, Series, dot_plot, nice_ticks, rounds_plot, tick_labels
 from tests.simulations.page import Page
 
 

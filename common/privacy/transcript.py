@@ -1,0 +1,156 @@
+"""What a coordinator received, as a list that it cannot rewrite in silence: the other side of the silos' ledgers.
+
+Hash-chained JSON lines, one per answer or refusal, on the disk before the coordinator uses the answer. A transcript holds digests
+of answers, never the answers. An auditor lays it beside the silos' ledgers (``common.privacy.audit.verify``): every answer must
+have a commitment with the same digest, else something left a silo uncharged.
+
+A last line without its newline was being written when the coordinator was killed; the answer in it was not used, and it is cut
+off when the run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.durable import sync_folder
+from common.errors import FederationError
+
+FORMAT = 1
+FILE = "transcript.jsonl"
+
+_TAG = b"silorec-transcript-1\0"
+_NOTHING = "0" * 64
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer of one silo: ``question`` and ``answer`` are digests, 64 hex characters."""
+
+    action: str
+    round: int
+    silo: int
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A transcript that was read: what the run said of itself when it began or was taken up again, and the answers in order."""
+
+    runs: tuple[Mapping[str, Any], ...]
+    answers: tuple[Answered, ...]
+    refusals: tuple[Mapping[str, Any], ...]
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The first line's facts: ``config`` (hash), ``coordinator``, ``declared_users``, ``manifest``, ``mode``."""
+        return self.runs[0]
+
+
+class Transcript:
+    """The transcript at ``path``, to write to.
+
+    Raises
+    ------
+    FederationError
+        If what is there is damaged, or belongs to another run.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._clock = path, clock
+        raw = path.read_bytes() if path.exists() else b""
+        self._end = raw.rfind(b"\n") + 1
+        lines = _chained(raw[: self._end], str(path))
+        self._last, self._seq = _last(lines), len(lines)
+        if lines and lines[0]["entry"].get("config") != run.get("config"):
+            raise FederationError(f"{path}: the transcript of another run; choose another folder")
+        self._append([{"type": "run", **run}])
+
+    def record(
+        self,
+        action: str,
+        round_number: int,
+        question: str,
+        answers: Mapping[int, str],
+        refusals: Mapping[int, str],
+    ) -> None:
+        """Note the digest of each silo's answer and the code of each refusal; on the disk when this returns."""
+        told = {"action": action, "round": round_number}
+        entries = [{"type": "answer", **told, "silo": s, "question": question, "answer": d} for s, d in answers.items()]
+        entries += [{"type": "refusal", **told, "silo": s, "code": code} for s, code in refusals.items()]
+        self._append(entries)
+
+    def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        lines = []
+        for entry in entries:
+            body = {"format": FORMAT, "seq": self._seq, "time": int(self._clock()), "previous": self._last, **entry}
+            self._last, self._seq = _hash(body), self._seq + 1
+            lines.append(_canonical({"entry": body, "hash": self._last}) + b"\n")
+        content = b"".join(lines)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._end == 0:
+            sync_folder(self.path.parent)
+        self._end += len(content)
+
+
+def read_transcript(path: Path) -> Record:
+    """Read and check a whole transcript.
+
+    Raises
+    ------
+    FederationError
+        Naming the line at which the chain is broken.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise FederationError(f"{path}: the transcript cannot be read ({error.strerror})") from None
+    entries = [line["entry"] for line in _chained(raw[: raw.rfind(b"\n") + 1], str(path))]
+    if not entries or entries[0]["type"] != "run":
+        raise FederationError(f"{path}: not a transcript: it does not begin with a run")
+    by_type = {kind: [e for e in entries if e["type"] == kind] for kind in ("run", "answer", "refusal")}
+    try:
+        answers = tuple(Answered(e["action"], e["round"], e["silo"], e["question"], e["answer"]) for e in by_type["answer"])
+    except KeyError as error:
+        raise FederationError(f"{path}: an answer lacks its {error.args[0]!r}") from None
+    return Record(tuple(by_type["run"]), answers, tuple(by_type["refusal"]))
+
+
+def _chained(raw: bytes, where: str) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+        try:
+            parsed = json.loads(line)
+            sound = _canonical(parsed) + b"\n" == line and _hash(parsed["entry"]) == parsed["hash"]
+            sound = sound and parsed["entry"]["previous"] == _last(lines) and parsed["entry"]["seq"] == len(lines)
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise FederationError(f"{where}:{number}: the transcript's chain is broken here: it was altered or damaged")
+        lines.append(parsed)
+    return lines
+
+
+def _last(lines: Sequence[Mapping[str, Any]]) -> str:
+    return str(lines[-1]["hash"]) if lines else _NOTHING
+
+
+def _hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_TAG + _canonical(body)).hexdigest()
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
