@@ -206,7 +206,7 @@ class Silo:
             return compute()
         ledger, question = self._ledger(folder), question_digest(action, request)
         past = _past(ledger.refresh(), request.config_hash, action)
-        path = folder / f"{action.replace('.', '-')}.released.safetensors"
+        path = kept_answer(folder, request.config_hash, action)
         kept = _read_released(path, question)
         if kept is not None and _is_paid(ledger, past, question, answer_digest(action, kept)):
             return kept
@@ -278,6 +278,11 @@ def _is_paid(ledger: Ledger, past: Sequence[Past], question: str, answer: str) -
     if unanswered:
         ledger.commit(unanswered[-1], answer)
     return bool(unanswered)
+
+
+def kept_answer(folder: Path, run: str, action: str) -> Path:
+    """Where the latest answer to ``action`` in a run is kept."""
+    return folder / "answers" / f"{run[:16]}-{action.removeprefix('query.')}.safetensors"
 
 
 def hardens_noise(config: Config, place: Place) -> bool:

@@ -74,6 +74,7 @@ def epsilon_and_order(events: Sequence[Event], delta: float, orders: Sequence[fl
     return float(epsilon), float(order)
 
 
+@lru_cache(maxsize=64)
 def noise_for_gaussian(target_epsilon: float, delta: float, method: Method = "rdp") -> float:
     """Least noise multiplier of a single Gaussian release within ``(target_epsilon, delta)``.
 

@@ -1,4 +1,4 @@
-"""The figures of a report as inline SVG: dots with intervals, and lines over rounds.
+"""The figures of a report as inline SVG: dots with intervals, lines over rounds, and ROC curves.
 
 Plain markup without scripts, fonts or colours of its own: marks carry classes, and the page's style sheet paints them, which is
 how a figure follows a light or a dark page. Every figure is drawn twice, for wide and for narrow screens, so that its text keeps
@@ -24,12 +24,16 @@ Style = Literal["own", "before", "reference", "validation", "test", "spent"]
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of :func:`dot_plot`; ``interval`` is ``(low, high)`` and ``value`` None where it was not measured."""
+    """One row of :func:`dot_plot`; ``interval`` is ``(low, high)`` and ``value`` None where it was not measured.
+
+    ``reach`` is what ``value`` could have been at most, drawn as a dashed line with an end.
+    """
 
     label: str
     value: float | None
     interval: tuple[float, float] | None = None
     style: Style = "reference"
+    reach: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Panel:
     height: int = 190
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line of :func:`roc_plot`: ``(false positive rate, true positive rate)`` from (0, 0) to (1, 1)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: Style
+
+
 def both_widths(wide: Markup, narrow: Markup) -> Markup:
     """The two drawings of one figure, of which the page's style sheet shows one."""
     return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
@@ -85,7 +98,10 @@ def dot_plot(dots: Sequence[Dot], *, axis: str, digits: int = 4, level: Level | 
     )
 
 
-def rounds_plot(panels: Sequence[Panel], *, marked: int | None = None) -> Markup:
+ROUNDS = "round (0 = before training)"
+
+
+def rounds_plot(panels: Sequence[Panel], *, marked: int | None = None, axis: str = ROUNDS) -> Markup:
     """Panels under each other that share the axis of rounds.
 
     Parameters
@@ -94,9 +110,16 @@ def rounds_plot(panels: Sequence[Panel], *, marked: int | None = None) -> Markup
         From top to bottom; panels without any point are left out.
     marked:
         The round whose model is reported: a vertical line.
+    axis:
+        What is counted from left to right.
     """
     drawn = [panel for panel in panels if any(series.points for series in panel.series)]
-    return both_widths(_rounds_plot(drawn, marked, narrow=False), _rounds_plot(drawn, marked, narrow=True))
+    return both_widths(_rounds_plot(drawn, marked, axis, narrow=False), _rounds_plot(drawn, marked, axis, narrow=True))
+
+
+def roc_plot(curves: Sequence[Curve]) -> Markup:
+    """True against false positive rates, on a square; the dashed diagonal is guessing."""
+    return both_widths(_roc_plot(curves, narrow=False), _roc_plot(curves, narrow=True))
 
 
 def nice_ticks(highest: float, most: int = 6) -> list[float]:
@@ -126,6 +149,7 @@ def _dot_plot(dots: Sequence[Dot], *, axis: str, digits: int, level: Level | Non
         top += 18
     known = [d for d in dots if d.value is not None]
     highest = max([0.0, *(d.value or 0.0 for d in known), *(d.interval[1] for d in known if d.interval)])
+    highest = max([highest, *(d.reach for d in known if d.reach is not None)])
     if level is not None:
         highest = max(highest, level.value)
     ticks = nice_ticks(highest, 4 if narrow else 6)
@@ -156,6 +180,8 @@ def describe(dot: Dot, digits: int) -> str:
     if dot.value is None:
         return f"{dot.label}: not measured"
     words = f"{dot.label}: {dot.value:.{digits}f}"
+    if dot.reach is not None:
+        words += f" of at most {dot.reach:.{digits}f}"
     return words if dot.interval is None else f"{words} ({dot.interval[0]:.{digits}f} to {dot.interval[1]:.{digits}f})"
 
 
@@ -168,6 +194,10 @@ def _dot_row(dot: Dot, x: Callable[[float], float], y: float, *, left: float, wi
     if dot.value is None:
         parts.append(_text("tick", x(0) + 8, y + 4.5, "not measured", "start"))
     else:
+        if dot.reach is not None:
+            end = x(dot.reach)
+            parts.append(_line("level", x(0), y, end, y))
+            parts.append(_line("whisker", end, y - 7, end, y + 7))
         if dot.interval is not None:
             low, high = x(dot.interval[0]), x(dot.interval[1])
             parts.append(_line("whisker", low, y, high, y))
@@ -178,7 +208,7 @@ def _dot_row(dot: Dot, x: Callable[[float], float], y: float, *, left: float, wi
     return Markup('<g class="{}">{}</g>').format(dot.style, Markup("").join(parts))
 
 
-def _rounds_plot(panels: Sequence[Panel], marked: int | None, *, narrow: bool) -> Markup:
+def _rounds_plot(panels: Sequence[Panel], marked: int | None, axis: str, *, narrow: bool) -> Markup:
     width = _NARROW if narrow else _WIDE
     left, right = 50, 14
     last = max([1, *(number for panel in panels for series in panel.series for number, _ in series.points)])
@@ -215,8 +245,33 @@ def _rounds_plot(panels: Sequence[Panel], marked: int | None, *, narrow: bool) -
             parts.append(_series(series, scaled))
             words.append(_describe_series(panel, series))
         y = bottom + 26
-    parts.append(_text("axis", (left + width - right) / 2, y + 8, "round (0 = before training)", "middle"))
+    parts.append(_text("axis", (left + width - right) / 2, y + 8, axis, "middle"))
     return _svg(width, y + 16, "Line plot over rounds. " + " ".join(words), parts)
+
+
+def _roc_plot(curves: Sequence[Curve], *, narrow: bool) -> Markup:
+    size, left, top = (250 if narrow else 340), 50, 30 + 22 * len(curves)
+    ticks = [0.0, 0.5, 1.0] if narrow else [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts, words = [], []
+    for place, curve in enumerate(curves):
+        at = 22.0 * (place + 1)
+        sample = Markup('<path class="curve" d="M{:.1f} {:.1f} h26"/>').format(left, at - 4)
+        name = _text("tick", left + 33, at, curve.name, "start")
+        parts.append(Markup('<g class="{}">{}{}</g>').format(curve.style, sample, name))
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
+        x, y = left + size * tick, top + size * (1 - tick)
+        parts += [_line("grid", x, top, x, top + size), _text("tick", x, top + size + 16, label, "middle")]
+        parts += [_line("grid", left, y, left + size, y), _text("tick", left - 8, y + 4, label, "end")]
+    parts.append(_line("level", left, top + size, left + size, top))
+    for curve in curves:
+        scaled = [(left + size * fpr, top + size * (1 - tpr)) for fpr, tpr in curve.points]
+        path = " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(scaled))
+        drawn = Markup('<path class="curve" d="{}"/>').format(path)
+        parts.append(Markup('<g class="{}"><title>{}</title>{}</g>').format(curve.style, curve.name, drawn))
+        words.append(f"{curve.name}.")
+    parts.append(_text("axis", left + size / 2, top + size + 38, "false positive rate; upwards: true positive rate", "middle"))
+    described = "ROC curves; the diagonal is guessing. " + " ".join(words)
+    return _svg(_NARROW if narrow else _WIDE, top + size + 46, described, parts)
 
 
 def _series(series: Series, scaled: Sequence[tuple[int, float, float, float]]) -> Markup:

@@ -30,8 +30,8 @@ from simulations.watch import Silent, Watch
 #: Of the clip, in one step.
 NOISE_MULTIPLIER = 0.01
 
-#: Of each of the four tests: a sound training fails the whole check less than once in a thousand times.
-LEVEL = 1e-3 / 4
+#: Of each of the four tests: a sound training fails the whole check less than once in ten thousand times.
+LEVEL = 1e-4 / 4
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,9 @@ def member_signals(
     inside = coins(len(data.histories), shadows, rng)
     losses = np.empty(inside.shape)
     watch.stage("membership inference", inside.shape[1])
-    seeds = rng.integers(0, 2**31, inside.shape[1]).tolist()
-    for model, seed_of_model in enumerate(seeds):
-        adapter = trained_adapter(config, some_users(data, np.flatnonzero(inside[:, model])), plan, seed=seed_of_model)
+    for model in range(inside.shape[1]):
+        chosen = some_users(data, np.flatnonzero(inside[:, model]))
+        adapter = trained_adapter(config, chosen, plan, seed=int(rng.integers(2**31)))
         losses[:, model] = mean_losses(config, data, adapter)
         watch.step(model + 1)
     measured = np.isfinite(losses).all(axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import client.silo
-from client.silo import KEY, LEDGER, Place, Silo, open_silo
+from client.silo import KEY, LEDGER, Place, Silo, kept_answer, open_silo
 from common.config import Config
 from common.errors import BudgetExhausted, ConfigError, ErrorCode, LedgerError, PolicyRefused
 from common.model.adapter import from_vector
@@ -142,7 +142,7 @@ def test_an_answer_that_was_kept_before_a_crash_is_committed_and_leaves(tmp_path
 def test_a_damaged_answer_is_computed_and_charged_anew(tmp_path: Path) -> None:
     config = tiny.config(privacy__mode="silo")
     simulated(config, tmp_path).train(ask_train(config))
-    (tmp_path / "train.released.safetensors").write_bytes(b"torn")
+    kept_answer(tmp_path, config_hash(config), TRAIN).write_bytes(b"torn")
     simulated(config, tmp_path).train(ask_train(config))
     assert len(charged(tmp_path)) == 2
 
@@ -152,7 +152,7 @@ def test_an_answer_that_somebody_put_there_does_not_leave(tmp_path: Path) -> Non
     config = tiny.config(privacy__mode="silo", federation__rounds=4)
     first = simulated(config, tmp_path).train(ask_train(config))["update"]
     question = question_digest(TRAIN, ask_train(config))
-    client.silo._write_released(tmp_path / "train.released.safetensors", question, {"update": first + 1})
+    client.silo._write_released(kept_answer(tmp_path, config_hash(config), TRAIN), question, {"update": first + 1})
     other = simulated(config, tmp_path).train(ask_train(config))["update"]
     assert not np.array_equal(other, first + 1)
     assert len(charged(tmp_path)) == 2

@@ -280,7 +280,7 @@ class _Model:
 
     def variance_of_variance(self, n: int, variance: float | None = None) -> float:
         """Of the sample variance of n scores: fourth cumulant / n + 2 variance^2 / (n - 1)."""
-        fourth = self.spread * (1 - 6 * self.q * (1 - self.q))
+        fourth = max(0.0, self.spread * (1 - 6 * self.q * (1 - self.q)))  # below 0, a chi-square would be a bad likeness
         v = self.variance if variance is None else variance
         return max(fourth / n + 2 * v * v / (n - 1), 1e-300)
 

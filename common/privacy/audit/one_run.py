@@ -195,7 +195,7 @@ def guess_grid(n_canaries: int, *, delta: float = 0.0, confidence: float = 0.95)
     """Numbers of guesses that :func:`audit_scores` tries when not told. They depend on nothing that the scores show.
 
     With k numbers, the term with delta makes some 2 k m delta / (1 - confidence) right guesses worthless. Where that is more
-    than a tenth of m / 3, the grid would cost more than it brings, and m / 3 alone is tried. For method ``gaussian``, ``delta`` is 0.
+    than a tenth of m / 3, the grid would cost more than it brings, and m / 3 alone is tried. ``gaussian`` has no such term.
     """
     grid = [n_canaries]
     while len(grid) < GRID_LENGTH and round(grid[-1] / GRID_RATIO) >= GRID_LEAST:

@@ -227,10 +227,9 @@ def _log_difference(u: Floats, log_ratio: Floats, log_u: Floats, power: float) -
     small = (exponent < 30.0) & (np.abs(line) < 1e13)
     direct = np.log(np.expm1(np.where(small, exponent, 0.0)) - np.where(small, line, -1.0))
     log_line = np.where(np.abs(line) < 1e13, np.log(np.abs(1.0 + line)), math.log(abs(power)) + log_u)
-    if power > 0:  # the power leads
-        far = exponent + np.log(-np.expm1(np.minimum(log_line - exponent, -1e-300)))
-    else:  # the line leads: -(1 + p u) is positive there, and the power adds next to nothing
-        far = log_line
+    power_leads = exponent + np.log(-np.expm1(np.minimum(log_line - exponent, -1e-300)))
+    # A negative power of a large u is next to nothing; what leads is the line, and it is negative.
+    far = np.where((exponent >= 30.0) | (power > 0), power_leads, log_line)
     return np.where(small, direct, far)
 
 

@@ -44,6 +44,8 @@ NOTHING = 1e-6
 _WANTED_WIDTH = TIGHT_TOLERANCE / 4
 #: Points of a grid that fit in a few seconds and some hundred MB. Where that is too few, the rule's explanation says so.
 _MOST_POINTS = 2_000_000
+#: PLDs of more equal steps take minutes.
+_MOST_STEPS = 1_000_000
 #: PLDs rounded up need no finer grid than this; only those rounded down do.
 _COARSEST = 1e-3
 #: Grids may fail to tell costs apart that are smaller than this.
@@ -228,6 +230,8 @@ def pld_figure(mechanisms: Mechanisms, delta: float, about: float, finer: int = 
     gaussians = math.fsum(times / sigma**2 for (q, sigma), times in mechanisms.items() if q == 1.0)
     parts = [*steps.items(), *([((1.0, gaussians**-0.5), 1)] if gaussians else [])]
     wanted = 2 * _WANTED_WIDTH * about / sum(times for _, times in parts)
+    if (most := max(times for _, times in parts)) > _MOST_STEPS:  # the library raises the size of a distribution to that power
+        raise PrivacyError(f"{most} steps are more than are composed here, {_MOST_STEPS}")
     ranges = {part: _loss_range(*part) for part, _ in parts}
     # A part takes the grid's points over its own losses, over the sum's, and over the tails that the library keeps of many steps.
     tails = sum(times * (q / sigma) ** 2 / ranges[q, sigma] for (q, sigma), times in parts)

@@ -72,9 +72,9 @@ def fixed_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def more_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users are drawn a tenth more often than is charged."""
+    """Users are drawn a quarter more often than is charged."""
     real = client.trainer.poisson_sample
-    monkeypatch.setattr(client.trainer, "poisson_sample", lambda n, p: real(n, 1.1 * p))
+    monkeypatch.setattr(client.trainer, "poisson_sample", lambda n, p: real(n, 1.25 * p))
 
 
 def _noise_times(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:

@@ -38,23 +38,25 @@ def believes(result: CanaryResult) -> None:
     assert result.epsilon_lower_fdp < result.claim.epsilon_pld
 
 
-@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["everybody", "a quarter"])
-def test_the_bound_stays_under_a_true_claim_and_reaches_a_quarter_of_it(settings: dict[str, Any]) -> None:
-    """Three of the twenty runs of the slow test below.
+@pytest.mark.parametrize(
+    ("n", "settings", "share"), [(2000, {}, 0.25), (2000, SAMPLED, 0.12)], ids=["everybody", "a quarter in each step"]
+)
+def test_the_bound_stays_under_a_true_claim_and_reaches_a_good_part_of_it(n: int, settings: dict[str, Any], share: float) -> None:
+    """Three runs of each; twenty in the slow test below.
 
-    Chance: the fit fails a sound run once in a thousand audits; the bounds far less often (of twenty, the least p-value of the
-    curve was 0.25). Of twenty runs the least share was 34 % with everybody in each step, and 26 % with a quarter of them.
+    Chance: the fit fails a sound run once in ten thousand audits; the bounds far less often. Least shares reached with 2,000
+    canaries in simulated runs: 31 % of twenty with everybody in each step, 20 % of sixty with a quarter.
     """
     for seed in range(3):
-        result = audit(n=4000, seed=seed, **settings)
+        result = audit(n=n, seed=seed, **settings)
         believes(result)
-        assert result.reached > (0.25 if not settings else 0.2)
+        assert result.reached > share
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["everybody", "a quarter"])
 def test_in_twenty_of_twenty_runs_the_bound_stays_under_a_true_claim(settings: dict[str, Any]) -> None:
-    """Chance: 2 % for the fits of twenty sound runs together."""
+    """Chance: 0.2 % for the fits of twenty sound runs together."""
     reached = []
     for seed in range(20):
         result = audit(n=4000, seed=seed, **settings)

@@ -53,6 +53,13 @@ def test_the_rate_at_a_false_positive_rate_allows_that_share_of_non_members_and_
         assert rate.fpr_high > fpr
 
 
+def test_a_share_of_non_members_that_is_whole_is_counted_whole() -> None:
+    """29 % of 100 are 29, though 0.29 * 100 is below that in floating point."""
+    member = np.arange(200) < 100
+    scores = np.concatenate([np.arange(100.0), np.arange(100.0)])
+    assert (scores[~member] > roc(scores, member).tpr_at(0.29).threshold).sum() == 29
+
+
 @pytest.mark.parametrize(("n", "fpr", "enough"), [(999, 0.001, False), (1000, 0.001, True), (9, 0.1, False), (10, 0.1, True)])
 def test_a_rate_that_needs_more_non_members_than_there_are_is_not_stated(n: int, fpr: float, enough: bool) -> None:
     member = np.arange(n + 50) < 50
