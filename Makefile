@@ -13,11 +13,13 @@ help:
 	@echo "make check     ruff, mypy, import rules"
 	@echo "make bench     quality against the goals (hours on two cores)"
 
+# jax-privacy is an oracle for tests of audits: one module of it is used, which needs none of what the package asks for.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("silorec needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps jax-privacy
 	touch $@
 
 demo: $(VENV)/.installed

@@ -173,7 +173,7 @@ class Store:
             If file or folder is write-protected.
         """
         for place in (self.path, self.path.parent):
-            if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            if not _may_write(place):
                 raise LedgerError(f"{place}: cannot be written by this user, so nothing can be charged; nothing is released")
 
     def read_head(self) -> tuple[int, str]:
@@ -233,9 +233,9 @@ class Store:
 
     def _connect(self, *, write: bool) -> sqlite3.Connection:
         """A new connection, checked to lead to a ledger."""
-        mode = "mode=rw" if write else "mode=ro"
-        if not write and not self._beside("-wal").exists() and not os.access(self.path.parent, os.W_OK):
-            mode = "mode=ro&immutable=1"  # a copy on a medium where SQLite cannot put its shared memory
+        mode = "mode=rw"  # also to read: it puts the log's files away afterwards, where a connection that only reads leaves them
+        if not write and not (_may_write(self.path) and _may_write(self.path.parent)):
+            mode = "mode=ro" if self._beside("-wal").exists() else "mode=ro&immutable=1"
         connection = sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, isolation_level=None, timeout=PATIENCE)
         try:
             connection.text_factory = _text
@@ -247,6 +247,8 @@ class Store:
                 raise LedgerError(f"{self.path}: not a ledger of this version of silorec, or its tables were altered; {_COPY}")
             if write:
                 self._make_durable(connection)
+            else:
+                connection.execute("PRAGMA query_only = ON")
         except BaseException:
             connection.close()
             raise
@@ -285,6 +287,10 @@ class Store:
 
 _MEND = "Make room, or mend the rights of file and folder, and go on"
 _COPY = "restore all files of the ledger from the same copy, and compare it with the last export that somebody else has"
+
+
+def _may_write(place: Path) -> bool:
+    return os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def make_folder(folder: Path) -> None:

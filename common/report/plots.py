@@ -257,7 +257,7 @@ def _roc_plot(curves: Sequence[Curve], *, narrow: bool) -> Markup:
         at = 22.0 * (place + 1)
         sample = Markup('<path class="curve" d="M{:.1f} {:.1f} h26"/>').format(left, at - 4)
         name = _text("tick", left + 33, at, curve.name, "start")
-        parts.append(Markup('<g class="{}">{}{}</g>').format(curve.style, sample, name))
+        parts.append(Markup('<g class="{} roc">{}{}</g>').format(curve.style, sample, name))
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         x, y = left + size * tick, top + size * (1 - tick)
         parts += [_line("grid", x, top, x, top + size), _text("tick", x, top + size + 16, label, "middle")]
@@ -267,7 +267,7 @@ def _roc_plot(curves: Sequence[Curve], *, narrow: bool) -> Markup:
         scaled = [(left + size * fpr, top + size * (1 - tpr)) for fpr, tpr in curve.points]
         path = " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(scaled))
         drawn = Markup('<path class="curve" d="{}"/>').format(path)
-        parts.append(Markup('<g class="{}"><title>{}</title>{}</g>').format(curve.style, curve.name, drawn))
+        parts.append(Markup('<g class="{} roc"><title>{}</title>{}</g>').format(curve.style, curve.name, drawn))
         words.append(f"{curve.name}.")
     parts.append(_text("axis", left + size / 2, top + size + 38, "false positive rate; upwards: true positive rate", "middle"))
     described = "ROC curves; the diagonal is guessing. " + " ".join(words)

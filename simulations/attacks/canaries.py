@@ -20,7 +20,6 @@ distribution that the plan promises; it also sees what costs no privacy, such as
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,14 +162,17 @@ class CanaryResult:
         found += f"{self.bound.best.correct} of {self.bound.best.n} guesses were right, "
         if self.epsilon_lower_fdp == 0:
             return found + "which refutes no epsilon."
+        any_at_all = f"is above {self.epsilon_lower:.2f}" if self.epsilon_lower else "may be anything"
         return found + (
-            f"so epsilon is above {self.epsilon_lower:.2f} for any mechanism, and above {self.epsilon_lower_fdp:.2f} for the "
-            f"claimed one with more or less noise ({self.confidence:.0%} confidence each)."
+            f"so epsilon {any_at_all} for any mechanism, and is above {self.epsilon_lower_fdp:.2f} for the claimed one with more "
+            f"or less noise ({self.confidence:.0%} confidence each)."
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a report, infinite ones as None; scores and coins are left out."""
-        return {
+        from simulations.result import finite
+
+        values = {
             "kind": self.kind,
             "verdict": self.verdict,
             "sentence": self.sentence,
@@ -178,15 +180,15 @@ class CanaryResult:
             "included": int(self.included.sum()),
             "background": self.background,
             "claim": {
-                "epsilon": _finite(self.claim.epsilon),
+                "epsilon": self.claim.epsilon,
                 "method": self.claim.method,
-                "epsilon_pld": _finite(self.claim.epsilon_pld),
+                "epsilon_pld": self.claim.epsilon_pld,
                 "delta": self.claim.delta,
                 "events": len(self.claim.events),
             },
             "confidence": self.confidence,
             "epsilon_lower": self.epsilon_lower,
-            "epsilon_lower_fdp": _finite(self.epsilon_lower_fdp),
+            "epsilon_lower_fdp": self.epsilon_lower_fdp,
             "reached": self.reached,
             "guesses": self.bound.best.n,
             "correct": self.bound.best.correct,
@@ -195,11 +197,12 @@ class CanaryResult:
             "ceiling_of_any_audit": self.ceiling,
             "curve_p_value": self.curve_p_value,
             "refuted_by": list(self.refuted_by),
-            "fit": None if self.fit is None else {key: _plain(value) for key, value in asdict(self.fit).items()},
+            "fit": None if self.fit is None else asdict(self.fit),
             "no_fit": self.no_fit,
             "seed": self.seed,
             "seconds": self.seconds,
         }
+        return dict(finite(values))
 
 
 def audit_canaries(
@@ -220,6 +223,9 @@ def audit_canaries(
     config:
         Model and training. With ``training.optimizer = "sgd"`` gradient canaries show all that an update holds and the fit is
         tested; other optimisers distort, so the bounds are weaker, and valid.
+    n:
+        Of canaries. More show more as long as ``n * plan.delta`` is small: Steinke et al.'s bound pays for delta that many times,
+        and from ``n * plan.delta`` near 1 its ceiling sinks.
     seed:
         Draws the canaries and their coins, for the auditor alone. Samples and noise are the training's own.
     background:
@@ -318,13 +324,3 @@ def _loss_scores(
         canaries = replace(canaries, item_mask=background.item_mask)
     after = mean_losses(config, canaries, adapter)
     return mean_losses(config, canaries, home.start) - after
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return _finite(value)
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value

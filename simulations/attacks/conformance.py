@@ -90,7 +90,10 @@ class ConformanceResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a report."""
-        return {"holds": self.holds, "violations": list(self.violations), "sentence": self.sentence, **asdict(self)}
+        from simulations.result import finite
+
+        values = {"holds": self.holds, "violations": self.violations, "sentence": self.sentence, **asdict(self)}
+        return dict(finite(values))
 
 
 def check_conformance(

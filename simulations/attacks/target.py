@@ -1,8 +1,8 @@
 """The model under attack: one silo's run, trained as a federation would train it, and what it tells of each user.
 
 Everything that releases something is the real code: the count, the rounds of :func:`client.trainer.train_round` and the server's
-step. The federation has this one silo only. Other silos would dilute its part in the mean, so what an attack finds here is the
-worst that the silo has to expect from the adapter that is handed out.
+step. The federation has this one silo only: other silos would dilute its part in the mean and make an attack weaker. The attacker
+gets the adapter that is handed out in the end; the coordinator, who sees every round, knows more.
 """
 
 from __future__ import annotations

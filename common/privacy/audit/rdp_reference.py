@@ -200,7 +200,8 @@ def _log_integrand(x: Floats, q: float, sigma: float, power: float) -> Floats:
     log_rest = math.log1p(-q) if q < 1.0 else -math.inf
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         u = q * np.expm1(z)
-        log_ratio = np.where(z < 0.0, np.log1p(u), np.logaddexp(log_rest, log_q + z))  # log(1 + u), never overflowing
+        # log(1 + u), where u is small and where it is near -1 or overflows.
+        log_ratio = np.where(np.abs(u) < 0.5, np.log1p(u), np.logaddexp(log_rest, log_q + z))
         # Next to u = 0: the binomial series from its second term on.
         few = np.abs(u) * max(abs(power), 1.0) < _SERIES_BELOW
         value = np.empty_like(z)

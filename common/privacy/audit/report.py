@@ -167,7 +167,7 @@ def lower_bounds(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
         out.append(
             {
                 "attack": "canaries",
-                "title": f"{canaries['canaries']:,} gradient canaries, one run, any mechanism",
+                "title": f"{canaries['canaries']:,} gradient canaries",
                 "claimed": canaries["claim"]["epsilon"],
                 "found": canaries["epsilon_lower"],
                 "ceiling": canaries["ceiling"],
@@ -183,7 +183,7 @@ def lower_bounds(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
         out.append(
             {
                 "attack": "members",
-                "title": f"membership of {members['users']:,} users, one run",
+                "title": f"membership of {members['users']:,} users",
                 "claimed": claimed,
                 "found": bound["epsilon_lower"],
                 "ceiling": bound["ceiling"],
@@ -291,7 +291,7 @@ def _history(run: Matching) -> list[dict[str, Any]]:
 def _verdict(verified: Mapping[str, Any], agree: bool, refuted: Sequence[str], mode: str) -> str:
     outcomes = [check["outcome"] for check in verified["checks"]]
     broken = [check["name"] for check in verified["checks"] if check["outcome"] == "does not hold"]
-    counted = f"{outcomes.count('holds')} of {len(outcomes)} checks hold, {outcomes.count('not applicable')} are not applicable"
+    counted = f"{outcomes.count('holds')} of {len(outcomes)} checks hold, {outcomes.count('not applicable')} not applicable"
     against = [f"checks that do not hold: {', '.join(broken)}"] if broken else []
     against += [] if agree else ["the accountants do not agree"]
     against += [f"an attack speaks against the claim ({what})" for what in refuted]

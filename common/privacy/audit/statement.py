@@ -140,10 +140,12 @@ def deployment_statement(facts: Facts, about: Mapping[str, Any]) -> dict[str, di
             "privacy_parameters_details": parameters_in_words(facts),
         },
         "deployment_model": {
-            "model_name": "Central",
-            "model_name_details": "Each silo is the curator of its own users and adds all of its noise before anything "
-            "leaves. Nobody outside of a silo is trusted with its data, the coordinator of the federation included.",
-            "trust_assumptions": "; ".join(TRUSTED),
+            "model_name": "Central" if dp else "none",
+            "model_name_details": "Each silo is the curator of its own users and adds all of its noise before anything leaves. "
+            "Nobody outside of a silo is trusted with its data, the coordinator of the federation included."
+            if dp
+            else "Silos send what they computed as it is.",
+            "trust_assumptions": "; ".join(TRUSTED) if dp else "Everybody who gets anything from a silo.",
             "actors": "Silos hold data, train and add noise. A coordinator averages protected updates. Auditors read signed "
             "ledgers. Whoever gets the model is not trusted.",
             "release_type": "Many releases",

@@ -81,7 +81,7 @@ def test_no_number_of_right_guesses_is_likelier_than_the_bound_for_a_gaussian_me
 
 
 def test_a_true_gaussian_mechanism_is_refuted_no_more_often_than_stated() -> None:
-    """200 audits at 95 %: more than 20 false alarms happen to a correct bound with probability below 1e-3."""
+    """200 audits at 95 %: more than 21 false alarms happen to a correct bound with probability below 1e-3."""
     delta = 1e-5
     mu = gaussian_mu(4.0, delta)
     rng, wrong = np.random.default_rng(5), 0

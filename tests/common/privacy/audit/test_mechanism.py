@@ -57,7 +57,7 @@ def fit(
     ],
 )
 def test_a_true_claim_is_called_false_no_more_often_than_stated(claim: PoissonGaussianSteps, m: int) -> None:
-    """300 fits at 95 %: more than 27 false alarms happen with probability below 1e-3. Each single test, too, at its own 5 %."""
+    """300 fits at 95 %: more than 28 false alarms happen with probability below 1e-3. Each single test, too, at its own 5 %."""
     rng, alarms, single = np.random.default_rng(1), 0, np.zeros(N_TESTS)
     for _ in range(300):
         found = fit(rng, m, claim=claim)

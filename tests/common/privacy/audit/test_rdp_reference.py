@@ -86,7 +86,9 @@ def by_series(q: float, sigma: float, order: float, *, signed: bool, terms: int 
         (0.02, 1.1, 16.5),
         (0.3, 4.0, 20.5),
         (0.5, 2.0, 40.0),
-        (0.01, 0.3, 256.0),
+        (0.01, 0.3, 32.0),
+        (0.99, 1.5, 12.5),
+        (0.9999, 0.7, 6.3),
     ],
 )
 def test_both_directions_are_those_of_high_precision(q: float, sigma: float, order: float) -> None:
