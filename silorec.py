@@ -38,7 +38,9 @@ def command_line() -> typer.Typer:
 
     from common.cli import fetch_app
     from common.data.cli import data_app
+    from common.privacy.audit.cli import audit_app
     from common.privacy.ledger_cli import ledger_app
+    from simulations.attacks.cli import attack_app
     from simulations.cli import simulations_app
 
     app = typer.Typer(
@@ -52,6 +54,10 @@ def command_line() -> typer.Typer:
     app.add_typer(fetch_app)
     app.add_typer(data_app, name="data")
     app.add_typer(ledger_app, name="ledger")
+    audits = typer.Typer(help=audit_app.info.help, no_args_is_help=True)
+    audits.add_typer(audit_app)
+    audits.add_typer(attack_app)
+    app.add_typer(audits, name="audit")
 
     @app.callback()
     def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside.")) -> None:

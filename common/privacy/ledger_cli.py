@@ -85,7 +85,8 @@ def show(
 
     Example: silorec ledger show /var/lib/silorec --last 20
     """
-    from common.privacy.ledger import read_ledger, spent_by
+    from common.privacy.ledger import read_ledger
+    from common.privacy.spent import spent_by
 
     chain = read_ledger(state / LEDGER)
     spent = spent_by(chain, tighter=tighter)

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from common.privacy.entries import Chain, Entry
-    from common.privacy.ledger import Spent
+    from common.privacy.spent import Spent
 
 
 def identity(chain: Chain) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Two layouts. A *run's folder*, as ``silorec simulate`` leaves it: ``silos/<i>/ledger.sqlite``, ``transcript.jsonl``,
 ``config.toml``, ``result.json``. A *folder of exports*: one ``*.jsonl`` for each ledger (``silorec ledger export``), beside them
-``transcript.jsonl`` and ``config.toml`` if there are any. A single ledger or export will do, too.
+``transcript.jsonl`` and ``config.toml``, earlier exports, and countersignatures that auditors kept (``*.countersignature.json``),
+as far as there are any. A single ledger or export will do, too.
 
 Reading stops at nothing: what is damaged becomes a :class:`Problem`, and the rest is read. No key is needed.
 """
@@ -14,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -36,7 +38,10 @@ LEDGER, CONFIG, RESULT = "ledger.sqlite", "config.toml", "result.json"
 #: JSON lines in a run's folder that are no ledgers.
 NO_LEDGERS = frozenset({TRANSCRIPT, "rounds.jsonl", "catalogue.jsonl"})
 
-Part = Literal["ledger", "transcript", "configuration", "result"]
+#: Countersignatures that auditors kept, as ``silorec ledger countersign`` writes them.
+COUNTERSIGNATURES = "*.countersignature.json"
+
+Part = Literal["ledger", "countersignature", "transcript", "configuration", "result"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ class Problem:
     part: Part
     name: str
     what: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A countersignature that was kept outside of the ledger, in file ``name``: ``by`` has seen the entry with hash ``head``."""
+
+    name: str
+    silo: str
+    head: str
+    by: str
+    signature: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ class Evidence:
     path: Path
     ledgers: Mapping[str, Chain]
     places: Mapping[str, int] = field(default_factory=dict)
+    seen: tuple[Seen, ...] = ()
     transcript: Record | None = None
     config: Config | None = None
     result: Mapping[str, Any] | None = None
@@ -107,6 +124,12 @@ def load_evidence(path: Path) -> Evidence:
             chains[name] = _read_chain(file)
         except (LedgerError, OSError) as error:
             problems.append(Problem("ledger", name, _without(str(error), file)))
+    seen = []
+    for file in sorted(root.glob(COUNTERSIGNATURES)) if path.is_dir() else ():
+        try:
+            seen.append(_read_seen(file))
+        except DataError as error:
+            problems.append(Problem("countersignature", file.name, _without(str(error), file)))
     read: dict[str, Any] = {}
     readers: tuple[tuple[Part, str, Any], ...] = (
         ("transcript", TRANSCRIPT, read_transcript),
@@ -130,6 +153,7 @@ def load_evidence(path: Path) -> Evidence:
         path=path,
         ledgers=chains,
         places={name: place for name, place in places.items() if name in chains},
+        seen=tuple(seen),
         transcript=read.get("transcript"),
         config=read.get("configuration"),
         result=read.get("result"),
@@ -162,7 +186,7 @@ def _read_chain(file: Path) -> Chain:
 
 
 def read_copy(path: Path) -> Chain:
-    """What the ledger at ``path`` says, read from a copy: SQLite leaves files beside a ledger even where it only reads it.
+    """What the ledger at ``path`` says, read from a copy: SQLite, even where it only reads, merges a log that a crash left.
 
     Raises
     ------
@@ -210,11 +234,21 @@ def _nobody_writes(path: Path) -> Iterator[None]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", path) from None
     except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
         raise DataError(f"not JSON: {error}", path) from None
     if not isinstance(value, dict):
         raise DataError("expected a JSON object", path)
     return value
+
+
+def _read_seen(path: Path) -> Seen:
+    signed = _read_json(path).get("countersignature")
+    forms = {"silo": r"[^\x00-\x1f]+", "head": "[0-9a-f]{64}", "by": "[0-9a-f]{64}", "signature": "[0-9a-f]{128}"}
+    if not isinstance(signed, dict) or not all(re.fullmatch(form, str(signed.get(name))) for name, form in forms.items()):
+        raise DataError("not a countersignature as silorec ledger countersign writes it", path)
+    return Seen(path.name, *(str(signed[name]) for name in forms))
 
 
 def _without(message: str, file: Path) -> str:

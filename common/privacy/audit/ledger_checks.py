@@ -71,21 +71,32 @@ def check_copies(evidence: Evidence) -> Check:
 
 
 def check_countersignatures(evidence: Evidence) -> Check:
-    """Who else has seen how much of the ledgers."""
-    name, statement = "countersignatures", "Every countersignature is that of the key that it names."
-    faults, told = [], []
+    """Who else has seen how much of the ledgers; those kept by auditors show an older copy for what it is."""
+    name = "countersignatures"
+    statement = "Every countersignature is that of its key, and every entry that somebody has signed to have seen is still there."
+    faults = [Named(f"{problem.name}: {problem.what}") for problem in evidence.problem_with("countersignature")]
+    told = []
+    places = {entry.hash: (where, entry.seq) for where, chain in evidence.current.items() for entry in chain.entries}
     for where, chain in evidence.current.items():
-        seq_of = {entry.hash: entry.seq for entry in chain.entries}
         for entry in chain.entries:
             what = entry.what
             if isinstance(what, Countersignature):
-                told.append(f"{chain.silo}: {fingerprint(what.by)} has seen it up to entry {seq_of.get(what.head, '?')}")
+                told.append(f"{chain.silo}: {fingerprint(what.by)} has seen it up to entry {places[what.head][1]}")
                 if not countersigned(what.head, what.by, what.signature):
                     faults.append(Named(f"the countersignature is not that of {what.by}", where, entry.seq))
-    if not told:
+    for seen in evidence.seen:
+        if not countersigned(seen.head, seen.by, seen.signature):
+            faults.append(Named(f"{seen.name}: the countersignature is not that of {seen.by} over {seen.head}"))
+        elif seen.head in places:
+            told.append(f"{seen.name}: {fingerprint(seen.by)} has seen {seen.silo} up to entry {places[seen.head][1]}")
+        else:
+            at = next(((where, c.entries[-1].seq) for where, c in evidence.current.items() if c.silo == seen.silo), (None, None))
+            text = f"{seen.name}: an entry with hash {seen.head} was seen, and is not here: an older copy, or another history"
+            faults.append(Named(text, *at))
+    if not told and not faults:
         why = "nobody has countersigned: that nothing was cut off at the end, only a transcript or an earlier copy can show"
         return not_applicable(name, statement, why)
-    return judged(name, statement, "; ".join(told), faults)
+    return judged(name, statement, "; ".join(told) or "none holds", faults)
 
 
 def check_policy(evidence: Evidence) -> Check:

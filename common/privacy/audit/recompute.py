@@ -13,8 +13,8 @@ The first two bound epsilon from above with some slack; the other two are as tig
 in how it was called, breaks a rule here. Events that say what was not so do not: what they claim to cost is compared by
 :meth:`Recomputed.check_claim`, and that they say what was so is for the ledger, the transcript and the one-run audit to show.
 
-Opacus treats the removal of a user only. For Poisson-sampled Gaussians that is the worse direction in all cases known; ``pld``
-takes the worse of both, so a case that is otherwise would show as a difference.
+Opacus treats the removal of a user only, the worse direction at every Rényi order (Mironov, Talwar & Zhang 2019, theorem 5).
+``pld`` takes the worse of both, so where removal is not the worse for epsilon, that shows as a difference.
 """
 
 from __future__ import annotations

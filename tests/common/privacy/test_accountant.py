@@ -15,7 +15,7 @@ from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy import stats
 
 from common.errors import PrivacyError
-from common.privacy.accountant import Method, epsilon, noise_for_gaussian, noise_for_steps
+from common.privacy.accountant import Method, epsilon, epsilon_and_order, noise_for_gaussian, noise_for_steps
 from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps, Unprotected
 
 RUN: tuple[Event, ...] = (
@@ -49,6 +49,15 @@ def rdp_of_sampled_gaussian(q: float, sigma: float, order: int) -> float:
 def epsilon_from_rdp(divergences: Sequence[float], orders: Sequence[int], delta: float) -> float:
     """Canonne, Kamath & Steinke 2020, proposition 12."""
     return min(r + math.log1p(-1 / a) - math.log(delta * a) / (a - 1) for r, a in zip(divergences, orders, strict=True))
+
+
+def rdp_of_run(order: int) -> float:
+    """Of RUN, added up by hand."""
+    return (
+        rdp_of_sampled_gaussian(1.0, 3.0, order)
+        + 12 * rdp_of_sampled_gaussian(0.05, 1.1, order)
+        + 9 * rdp_of_sampled_gaussian(0.1, 1.7, order)
+    )
 
 
 @pytest.mark.parametrize("delta", [1e-5])
@@ -175,3 +184,21 @@ def test_the_library_leaves_no_warnings_on_the_terminal(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         epsilon([PoissonGaussianSteps(1.0, 0.25, 24, 1.0)], 1e-3)  # leaves out orders that do not converge
     assert not caplog.records
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-6])
+def test_epsilon_comes_with_the_order_that_gives_it(delta: float) -> None:
+    best, order = epsilon_and_order(RUN, delta)
+    assert best == epsilon(RUN, delta)
+    assert epsilon_and_order(RUN, delta, [order]) == (best, order)
+    others = [epsilon_and_order(RUN, delta, [other])[0] for other in (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)]
+    assert min(others) >= best
+    divergence = rdp_of_run(16)
+    assert others[3] == pytest.approx(epsilon_from_rdp([divergence], [16], delta), rel=1e-9)
+
+
+def test_nothing_and_no_protection_have_no_order() -> None:
+    assert epsilon_and_order([], 1e-4) == (0.0, math.inf)
+    assert epsilon_and_order([*RUN, Unprotected("update", 1)], 1e-4) == (math.inf, math.inf)
+    with pytest.raises(PrivacyError, match="delta"):
+        epsilon_and_order(RUN, 0.0)

@@ -524,8 +524,8 @@ def test_a_recorded_epsilon_that_is_not_the_sum_is_found(factor: float, wrong: b
     book = Forger()
     book.reserve(steps(1))
     right = book.entries[-1].body["epsilon"]
-    book.reserve(steps(2), epsilon=0.0 if factor == 0 else epsilon_at(2 * rdp_at(steps(1), 3.9), 3.9, DELTA) * factor)
-    assert right < epsilon_at(2 * rdp_at(steps(1), 3.9), 3.9, DELTA)
+    book.reserve(steps(2), epsilon=0.0 if factor == 0 else epsilon_at(2 * rdp_at(steps(1), 4.0), 4.0, DELTA) * factor)
+    assert right < epsilon_at(2 * rdp_at(steps(1), 4.0), 4.0, DELTA)
     if wrong:
         assert "the recorded epsilon is" in finding(book)
     else:
@@ -555,7 +555,7 @@ def test_all_findings_are_seen_and_the_policy_in_force_at_the_time_counts() -> N
 
 
 def test_a_policy_that_changes_what_must_stay_is_a_finding() -> None:
-    for changed, said in ((policy(order=7.0), "order = 7: it was fixed at 3.9"), (policy(silo="south"), "silo = 'south'")):
+    for changed, said in ((policy(order=7.0), "order = 7: it was fixed at 4"), (policy(silo="south"), "silo = 'south'")):
         book = Forger()
         book.say(Amendment(changed.resolved().to_dict(), "because"))
         assert f"entry 1: the policy was changed in what must stay: {said}" in finding(book)

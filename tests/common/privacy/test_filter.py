@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from common.privacy.filter import (
     DAY,
     ORDERS,
     ROUNDING,
+    WHOLE_ORDERS,
     Charge,
     Limit,
     Spending,
@@ -110,17 +112,31 @@ def test_at_the_default_order_gaussian_releases_can_spend_most(target: float, de
 
     chosen = order_for(target, delta)
     spendable = {order: most(order) for order in ORDERS}
-    assert chosen in ORDERS
-    assert spendable[chosen] == pytest.approx(max(spendable.values()), rel=1e-9)
+    whole = [order for order in ORDERS if order == int(order)]
+    assert chosen in whole
+    assert spendable[chosen] == pytest.approx(max(spendable[order] for order in whole), rel=1e-9)
+    assert spendable[chosen] > 0.96 * max(spendable.values())
     assert rdp_budget(target, delta, chosen) == pytest.approx(chosen * spendable[chosen], rel=1e-9)
 
 
 def test_a_single_gaussian_calibrated_to_a_budget_fits_at_the_default_order() -> None:
-    """Calibrated by dp_accounting over its orders; the filter's one order gives up nothing against them, to 0.1 %."""
+    """Calibrated by dp_accounting over its orders; the filter's one order gives up less than 0.2 % against them."""
     for target in (1.0, 4.0, 8.0):
         sigma = noise_for_gaussian(target, DELTA)
         order = order_for(target, DELTA)
-        assert epsilon_at(rdp_at(GaussianCount(sigma, 1.0), order), order, DELTA) == pytest.approx(target, rel=1e-3)
+        assert epsilon_at(rdp_at(GaussianCount(sigma, 1.0), order), order, DELTA) == pytest.approx(target, rel=2e-3)
+
+
+def test_whole_orders_are_the_better_ones() -> None:
+    """A Rényi divergence never falls with its order: a figure at 2.5 above the one at 3 is too large, by that factor at least."""
+    much_noise = PoissonGaussianSteps(30.0, 0.5, 1, 1.0)
+    assert 20 < rdp_at(much_noise, 2.5) / rdp_at(much_noise, 3.0) < 30
+    sampled = [PoissonGaussianSteps(s, q, 1, 1.0) for s in (0.3, 1.0, 3.0, 30.0) for q in (0.001, 0.05, 0.2, 0.5, 0.99)]
+    assert math.isinf(rdp_at(PoissonGaussianSteps(1.0, 0.2, 1, 1.0), 1.5))
+    for event in sampled:
+        costs = [rdp_at(event, order) for order in WHOLE_ORDERS]
+        assert all(math.isfinite(cost) for cost in costs)
+        assert all(a <= b * (1 + 1e-6) for a, b in itertools.pairwise(costs))
 
 
 def test_there_is_no_order_for_a_budget_without_room() -> None:

@@ -88,7 +88,7 @@ def test_init_makes_ledger_and_key_and_tells_limits_and_fingerprint(
     status, out, err = run(capsys, "init", str(place), "--policy", str(policy_file))
     assert (status, err) == (0, "")
     key = load_key(place / KEY)
-    for said in ("ledger of north", "epsilon = 8", "delta = 1e-05", "order = 3.9", fingerprint(key.public_key)):
+    for said in ("ledger of north", "epsilon = 8", "delta = 1e-05", "order = 4", fingerprint(key.public_key)):
         assert said in out
     assert Ledger.open(place / LEDGER, key).policy == policy(coordinators=("any",)).resolved()
 
@@ -99,7 +99,7 @@ def test_init_tells_a_program_the_same(capsys: pytest.CaptureFixture[str], folde
     assert status == 0
     assert facts["public_key"] == read_ledger(folder / "s" / LEDGER).public_key
     assert facts["fingerprint"] == fingerprint(facts["public_key"])
-    assert facts["policy"]["order"] == 3.9
+    assert facts["policy"]["order"] == 4.0
 
 
 def test_init_takes_a_key_that_is_there_and_makes_one_that_is_not(
@@ -132,7 +132,7 @@ def test_init_overwrites_nothing_and_leaves_nothing_after_a_bad_policy(
 def test_show_tells_budget_spent_left_runs_and_last_entries(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     status, out, _ = run(capsys, "show", str(state), "--last", "2")
     assert status == 0
-    spent = read_ledger(state / LEDGER).spending().epsilon(3.9, 1e-5)
+    spent = read_ledger(state / LEDGER).spending().epsilon(4.0, 1e-5)
     for said in (
         "ledger of north", "epsilon 8 at delta 1e-05", f"epsilon {spent:.4g}", f"epsilon {8 - spent:.4g}",
         "2 paid for, 1 of them without an answer", RUN[:16], "last 2 of 4 entries", "commitment", "train, round 1",
@@ -145,7 +145,7 @@ def test_show_tells_a_program_the_same(capsys: pytest.CaptureFixture[str], state
     status, out, _ = run(capsys, "show", str(state), "--json", "--tighter", "--last", "1")
     facts = json.loads(out)
     chain = read_ledger(state / LEDGER)
-    spent = chain.spending().epsilon(3.9, 1e-5)
+    spent = chain.spending().epsilon(4.0, 1e-5)
     assert status == 0
     assert facts["spent"]["epsilon"] == spent
     assert facts["spent"]["left"] == 8 - spent
@@ -292,7 +292,7 @@ def test_an_amendment_is_put_in_force_with_its_reason(capsys: pytest.CaptureFixt
     assert "a second season" in run(capsys, "show", str(state))[1]
     assert "the policy was changed in entries 4" in run(capsys, "verify", str(state))[1]
     other = written(folder / "other.toml", order=7.0, coordinators=("any",))
-    assert "it was fixed at 3.9" in refused(capsys, "amend", str(state), "--policy", str(other), "--reason", "x")
+    assert "it was fixed at 4" in refused(capsys, "amend", str(state), "--policy", str(other), "--reason", "x")
 
 
 def test_a_closed_ledger_says_so(capsys: pytest.CaptureFixture[str], state: Path) -> None:

@@ -129,6 +129,7 @@ class Federation:
     recorded: Callable[[int, Event], float | None] = lambda silo, event: None
     paid: Callable[[int, str, int], tuple[bool, bool]] = lambda silo, action, number: (True, True)
     policy_epsilon: float | None = None
+    modes: tuple[Any, ...] = ("silo",)
     said: dict[str, Any] = field(default_factory=dict)
     books: list[Book] = field(init=False)
     answers: list[Answer] = field(init=False)
@@ -136,21 +137,7 @@ class Federation:
     def __post_init__(self) -> None:
         self.run = config_hash(self.config)
         self.plan: PrivacyPlan = plan_for(self.config, DECLARED[0], min(DECLARED))
-        planned = self.plan.all_events()
-        limit = self.policy_epsilon or max(self.plan.epsilon, spent(tuple(planned), self.plan.delta))
-        self.books = [
-            Book(
-                name,
-                Policy(
-                    silo=name,
-                    epsilon=limit,
-                    delta=self.plan.delta,
-                    order=best_order(planned, self.plan.delta),
-                    coordinators=("any",),
-                ),
-            )
-            for name in ("north", "south")
-        ]
+        self.books = [Book(name, self.policy(name)) for name in ("north", "south")]
         self.answers = []
         for action, event in [
             (COUNT, self.plan.count_event()),
@@ -158,6 +145,15 @@ class Federation:
         ]:
             for silo in range(len(self.books)):
                 self.answer(silo, action, event)
+
+    def policy(self, name: str) -> Policy:
+        """Room for the run at its own best order, or for :attr:`policy_epsilon`."""
+        allowed: dict[str, Any] = {"silo": name, "delta": self.plan.delta, "coordinators": ("any",), "modes": self.modes}
+        if self.modes == ("none",):
+            return Policy(**allowed)
+        planned = self.plan.all_events()
+        limit = self.policy_epsilon or max(self.plan.epsilon, spent(tuple(planned), self.plan.delta))
+        return Policy(epsilon=limit, order=best_order(planned, self.plan.delta), **allowed)
 
     def answer(self, silo: int, action: str, event: Event) -> None:
         """One silo answers one question, and the coordinator notes it."""

@@ -14,7 +14,7 @@ from common.privacy.audit.evidence import LEDGER, load_evidence, read_copy
 from common.privacy.ledger import Ledger, read_ledger
 from common.privacy.store import Store
 from tests.common.privacy.audit.made_up_evidence import Federation
-from tests.common.privacy.ledgers import SILO, asks, digest, full_ledger, key_of, policy, quick_folder, steps
+from tests.common.privacy.ledgers import AUDITOR, SILO, asks, digest, full_ledger, key_of, policy, quick_folder, steps
 
 
 @pytest.fixture
@@ -82,8 +82,23 @@ def test_reading_changes_nothing(folder):
     before = contents(folder)
     load_evidence(folder)
     assert contents(folder) == before
-    read_ledger(folder / "silos" / "0" / LEDGER)
-    assert contents(folder) != before, "SQLite itself would leave files behind: that is why a copy is read"
+
+
+def test_reading_does_not_even_tidy_up_after_a_crash(folder):
+    """The write-ahead log of a process that was killed is evidence too; SQLite would merge it and delete it."""
+    ledger = full_ledger(folder / "live")
+    reader = sqlite3.connect(ledger.path)
+    reader.execute("SELECT count(*) FROM entries").fetchone()
+    ledger.countersign(AUDITOR)
+    shutil.copytree(folder / "live", folder / "seized", ignore=shutil.ignore_patterns("*-shm"))
+    reader.close()
+    before = contents(folder / "seized")
+    assert before[f"{LEDGER}-wal"][0]
+    (chain,) = load_evidence(folder / "seized").ledgers.values()
+    assert chain.head == ledger.chain.head
+    assert contents(folder / "seized") == before
+    assert read_ledger(folder / "seized" / LEDGER).head == chain.head
+    assert contents(folder / "seized") != before, "that is why a copy is read"
 
 
 def test_what_is_still_in_the_write_ahead_log_is_read(folder):

@@ -84,7 +84,7 @@ def test_all_accountants_agree_on_the_plan_of_the_demo(users: int) -> None:
     "overrides",
     [
         ("training.sampling_probability=0.25", "training.local_steps=10", "federation.rounds=12", "privacy.epsilon=2"),
-        ("training.sampling_probability=0.01", "training.local_steps=100", "federation.rounds=10", "privacy.epsilon=1"),
+        ("training.sampling_probability=0.02", "training.local_steps=30", "federation.rounds=10", "privacy.epsilon=3"),
         ("training.sampling_probability=0.5", "federation.rounds=6", "privacy.epsilon=0.5", "privacy.delta=1e-6"),
         ("training.sampling_probability=0.1", "federation.rounds=20", "privacy.accountant=pld", "privacy.epsilon=4"),
     ],
@@ -171,14 +171,16 @@ def test_a_cost_below_what_grids_resolve_is_explained_and_not_called_a_fault() -
     assert "below what the grids resolve" in told.explanation
 
 
-def test_what_an_accountant_cannot_take_is_said_and_the_rest_is_checked() -> None:
+def test_what_an_accountant_cannot_take_is_said_and_the_rest_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of a ten-thousandth: neither the quadrature nor Opacus goes there."""
+    monkeypatch.setattr(module, "_MOST_POINTS", 500_000)  # for speed
     found = recompute([GaussianCount(1e-4, 1.0)], 1e-5)
     assert "must be from 0.001" in found.figures["reference"].reason
     assert found.figures["prv"].epsilon is None
     assert outcomes(found)["rdp not below pld"] == "holds"
     assert outcomes(found)["reference agrees with rdp"] == "not checked"
     assert not found.complete
+    json.dumps(found.as_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, math.nan])
@@ -204,7 +206,7 @@ def test_without_opacus_its_column_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.as_dict()["complete"] is False
 
 
-@pytest.mark.parametrize("events", [MIXED, [], [Unprotected("count")], [GaussianCount(1e-4, 1.0)]])
+@pytest.mark.parametrize("events", [MIXED, [], [Unprotected("count")]])
 def test_the_result_is_plain_json(events: Sequence[Event]) -> None:
     found = recompute(events, 1e-5)
     told = json.loads(json.dumps(found.as_dict(), allow_nan=False))

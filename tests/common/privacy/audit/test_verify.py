@@ -16,6 +16,7 @@ from common.privacy.accountant import epsilon
 from common.privacy.audit.check import Check
 from common.privacy.audit.evidence import load_evidence
 from common.privacy.audit.verify import Verified, verify
+from common.privacy.entry import countersign
 from common.privacy.events import Event, PoissonGaussianSteps
 from common.protocol import COUNT, TRAIN
 from tests.common.privacy.audit.made_up_evidence import DECLARED, ROUNDS, Answer, Book, Federation, configuration
@@ -220,6 +221,35 @@ def test_an_older_copy_beside_the_ledger_is_its_beginning(tmp_path):
     assert verified.holds
     assert "1 earlier copy" in verified.check("copies").evidence
     assert len(verified.ledgers) == 2
+
+
+def seen(head: str, silo: str = "north", **changes: str) -> str:
+    signed = {"silo": silo, "entries": 1, "head": head, "by": AUDITOR.public_key, "signature": countersign(head, AUDITOR)}
+    return json.dumps({"countersignature": signed | changes})
+
+
+def test_an_older_copy_is_found_by_a_countersignature_that_an_auditor_kept(tmp_path):
+    federation = Federation()
+    federation.write(tmp_path, only=("exports",))
+    kept = tmp_path / "north.countersignature.json"
+    kept.write_text(seen(federation.books[0].entries[-1].hash))
+    verified = audit(tmp_path)
+    assert verified.holds
+    assert f"up to entry {len(federation.books[0].entries) - 1}" in verified.check("countersignatures").evidence
+    (tmp_path / "north.jsonl").write_bytes(federation.books[0].export(5))
+    found = broken(audit(tmp_path))
+    assert set(found) == {"countersignatures"}
+    assert entries(found["countersignatures"], "north.jsonl") == [4]
+
+
+@pytest.mark.parametrize("change", [{"by": key_of("somebody").public_key}, {"signature": "00" * 64}, {"signature": "?"}])
+def test_a_countersignature_of_somebody_else_is_found(tmp_path, change):
+    federation = Federation()
+    federation.write(tmp_path)
+    (tmp_path / "x.countersignature.json").write_text(seen(federation.books[0].entries[3].hash, **change))
+    assert set(broken(audit(tmp_path))) == {"countersignatures"}
+    (tmp_path / "x.countersignature.json").write_text("{}")
+    assert "not a countersignature" in words(broken(audit(tmp_path))["countersignatures"])
 
 
 def test_a_history_that_was_written_twice_is_found(tmp_path):
