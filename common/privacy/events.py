@@ -1,7 +1,7 @@
 """What has been released, as values.
 
 An event says which mechanism ran, with which parameters, how often, and for whom. It holds nothing that depends on the data,
-so it may be stored, shown and sent. Accountants consume events (``common.privacy.accountant``); journals and ledgers keep them.
+so it may be stored, shown and sent. Accountants consume events (``common.privacy.accountant``); ledgers keep them.
 
 Every event speaks of the same unit, one user of one silo, and of add/remove neighbours; both are written with it and checked
 when it is read. The fields of an event, once written, never change their meaning; new meanings get a new ``kind``.
@@ -140,9 +140,6 @@ class Unprotected:
 Event = GaussianCount | GaussianMetrics | PoissonGaussianSteps | Unprotected
 _KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected)}
 
-#: Kinds of the first journals. Their lines named no unit, no neighbours and no recipient: there was one of each, the same as now.
-_FIRST_KINDS = frozenset({"gaussian-count", "poisson-gaussian-steps", "unprotected"})
-
 
 def event_to_dict(event: Event) -> dict[str, Any]:
     """Plain values, with kind, unit and neighbours; :func:`event_from_dict` reads them back to an equal event."""
@@ -150,9 +147,7 @@ def event_to_dict(event: Event) -> dict[str, Any]:
 
 
 def event_from_dict(values: Mapping[str, Any]) -> Event:
-    """The event that :func:`event_to_dict` wrote, now or in the first journals, which named no unit, neighbours or recipient.
-
-    Where only today's form is right, compare ``event_to_dict`` of the answer with ``values``.
+    """The event that :func:`event_to_dict` wrote.
 
     Raises
     ------
@@ -167,8 +162,6 @@ def event_from_dict(values: Mapping[str, Any]) -> Event:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise PrivacyError(f"unknown kind of privacy event {kind!r}; known: {', '.join(_KINDS)}")
     cls = _KINDS[kind]
-    if kind in _FIRST_KINDS and not {"unit", "neighbours", "recipient"} & rest.keys():
-        rest = {"unit": UNIT, "neighbours": NEIGHBOURS, "recipient": COORDINATOR, **rest}
     for name, ours in (("unit", UNIT), ("neighbours", NEIGHBOURS)):
         if (theirs := rest.pop(name, None)) != ours:
             raise PrivacyError(f"privacy event {kind!r}: {name} = {theirs!r}, must be {ours!r}")

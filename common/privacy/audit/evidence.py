@@ -112,11 +112,8 @@ def load_evidence(path: Path) -> Evidence:
     """
     if not path.exists():
         raise DataError("no such file or folder", path)
-    if path.is_file():
-        root, ledgers, places = path.parent, {path.name: path}, {}
-    else:
-        root = path
-        ledgers, places = _ledgers_below(path)
+    root = path if path.is_dir() else path.parent
+    ledgers, places = _ledgers_below(path) if path.is_dir() else ({path.name: path}, dict[str, int]())
     problems: list[Problem] = []
     chains: dict[str, Chain] = {}
     for name, file in ledgers.items():

@@ -63,9 +63,9 @@ def check_copies(evidence: Evidence) -> Check:
             faults.append(Named(f"it went another way than {other} from here on: one silo signed two histories", where, at))
     by_name = sorted(longest.values(), key=lambda found: found[1].silo)
     for silo, found in groupby(by_name, key=lambda pair: pair[1].silo):
-        where = [place for place, _ in found]
-        if len(where) > 1:
-            faults.append(Named(f"silo {silo} has another ledger with another key: {', '.join(where[1:])}", where[0], 0))
+        files = [where for where, _ in found]
+        if len(files) > 1:
+            faults.append(Named(f"silo {silo} has another ledger with another key: {', '.join(files[1:])}", files[0], 0))
     told = f"{count(len(evidence.current), 'ledger')}, {count(copies, 'earlier copy')}"
     return judged(name, statement, told, faults)
 

@@ -42,6 +42,9 @@ JSON, HTML = "audit.json", "audit.html"
 #: What decides the figures.
 PACKAGES = ("silorec", "dp-accounting", "opacus", "torch", "numpy", "cryptography")
 
+#: Checks without which a claim rests on the silos' word: that everything received was charged, and at the configuration's price.
+VITAL = ("answers", "plan", "covered")
+
 Progress = Callable[[str], None]
 
 
@@ -299,6 +302,14 @@ def _verdict(verified: Mapping[str, Any], agree: bool, refuted: Sequence[str], m
         return f"The evidence does not bear out what is claimed: {'; '.join(against)}. {counted}."
     if mode == "none":
         return f"The books are in order, and nothing is protected: mode none. {counted}."
+    if not any(ledger["reservations"] for ledger in verified["ledgers"]):
+        return f"Nothing was charged, so nothing is claimed. {counted}."
+    missing = [check["name"] for check in verified["checks"] if check["outcome"] == "not applicable" and check["name"] in VITAL]
+    if missing:
+        return (
+            f"The ledgers bear out what is claimed, as far as they go: {', '.join(missing)} could not be checked with this evidence. "
+            f"{counted}."
+        )
     return f"The evidence bears out what is claimed. {counted}."
 
 

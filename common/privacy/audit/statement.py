@@ -16,6 +16,8 @@ from typing import Any
 from common.config import Config
 from common.errors import ConfigError
 from common.privacy.plan import PrivacyPlan
+from common.report.words import epsilon as rounded_up
+from common.report.words import small
 
 NOT_STATED = "not stated"
 
@@ -226,8 +228,12 @@ def parameters_in_words(facts: Facts) -> str:
         return "None: updates and counts left the silos as they were."
     if facts.epsilon is None or facts.delta is None:
         return "Not known from this evidence."
-    words = f"Epsilon {facts.epsilon:.6g} at delta {facts.delta:.6g} for the whole run, the largest of all silos, by Rényi DP"
-    return f"{words}; {facts.epsilon_pld:.6g} by privacy loss distributions." if facts.epsilon_pld is not None else f"{words}."
+    words = (
+        f"Epsilon {rounded_up(facts.epsilon)} at delta {small(facts.delta)} for the run, the largest of all silos, by Rényi DP"
+    )
+    if facts.epsilon_pld is None:
+        return f"{words}."
+    return f"{words}; {rounded_up(facts.epsilon_pld)} by privacy loss distributions. Rounded up; the parameters are not."
 
 
 def _releases(facts: Facts) -> str:

@@ -97,18 +97,6 @@ def test_what_is_written_never_changes_its_meaning() -> None:
         assert event_from_dict(json.loads(line)) == event
 
 
-def test_lines_of_the_first_journals_are_read() -> None:
-    """They named no unit, neighbours or recipient, when there was one of each."""
-    lines = {
-        '{"kind": "gaussian-count", "noise_multiplier": 2.5, "max_norm": 1.0, "round": 0}': GaussianCount(2.5, 1.0),
-        '{"kind": "poisson-gaussian-steps", "noise_multiplier": 1.5, "sampling_probability": 0.25, "steps": 4, '
-        '"max_grad_norm": 1.0, "round": 3}': PoissonGaussianSteps(1.5, 0.25, 4, 1.0, 3),
-        '{"kind": "unprotected", "what": "update", "round": 2}': Unprotected("update", 2),
-    }
-    for line, event in lines.items():
-        assert event_from_dict(json.loads(line)) == event
-
-
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "1", None, 10**400])
 def test_noise_and_bounds_are_positive_and_finite(value: Any) -> None:
     for make in (

@@ -337,12 +337,20 @@ def test_exports_alone_and_damaged_ones_render(tmp_path):
     document = audit(load_evidence(tmp_path))
     assert document["claims"]["of"] == "everything in the ledgers"
     assert document["claims"]["epsilon"] is not None
+    assert "as far as they go: answers, plan, covered could not be checked" in document["verdict"]
     assert "there is no transcript" in page_of(document, tmp_path).text
     for name in ("north.jsonl", "south.jsonl"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
     document = audit(load_evidence(tmp_path))
     assert not document["holds"]
     assert "Nothing can be claimed from this evidence" in page_of(document, tmp_path).text
+
+
+def test_a_ledger_that_nothing_was_charged_to_claims_nothing(tmp_path):
+    federation = Federation(paid=lambda silo, action, number: (False, False))
+    document = audit(load_evidence(federation.write(tmp_path, only=("exports",))))
+    assert "Nothing was charged, so nothing is claimed." in document["verdict"]
+    assert "There is no bounded total to draw." in page_of(document, tmp_path).text
 
 
 HOSTILE = "<script>alert(1)</script>\"' onload=alert(2) &amp;"
