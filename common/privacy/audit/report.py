@@ -306,10 +306,8 @@ def _verdict(verified: Mapping[str, Any], agree: bool, refuted: Sequence[str], m
         return f"Nothing was charged, so nothing is claimed. {counted}."
     missing = [check["name"] for check in verified["checks"] if check["outcome"] == "not applicable" and check["name"] in VITAL]
     if missing:
-        return (
-            f"The ledgers bear out what is claimed, as far as they go: {', '.join(missing)} could not be checked with this evidence. "
-            f"{counted}."
-        )
+        names = ", ".join(missing)
+        return f"The ledgers bear out what is claimed, as far as they go: {names} could not be checked. {counted}."
     return f"The evidence bears out what is claimed. {counted}."
 
 
