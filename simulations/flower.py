@@ -28,14 +28,17 @@ from numpy.typing import NDArray
 
 from common.config import Config, to_run_config
 from common.errors import FederationError
-from server.checkpoint import read_final
+from server.checkpoint import FINAL, read_final
 
 log = logging.getLogger("silorec.simulations")
 
 COMPONENTS: Mapping[str, str] = {"serverapp": "server.app:app", "clientapp": "client.app:app"}
 POLL = 0.2
 LOOK = 30.0
+WRITTEN = "written"
 STARTUP = 60.0
+GRACE = 1.0
+"""Seconds between asking processes to end and ending them; what they were for is on the disk by then."""
 
 
 @contextlib.contextmanager
@@ -81,6 +84,8 @@ def run_with_flower(
     """
     out_dir = out_dir.resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
+    if (out_dir / FINAL).exists():
+        raise FederationError(f"{out_dir}: the federation in this folder has finished; choose another")
     cores = max(1, (os.cpu_count() or 1) // processes)
     federation = {
         "num-supernodes": n_silos,
@@ -97,8 +102,8 @@ def run_with_flower(
         flower.wait_until_healthy()
         started = flower.flwr("run", str(app), "own", "--federation-config", settings)
         run_id = str(started.get("run-id"))
-        status = flower.wait(run_id)
-        if status != "finished:completed":
+        status = flower.wait(run_id, until=out_dir / FINAL)
+        if status not in ("finished:completed", WRITTEN):
             raise FederationError(f"flwr run ended as {status}; the end of its log:\n{flower.run_log_tail(run_id)}")
     return read_final(out_dir)
 
@@ -132,14 +137,15 @@ class Flower:
             raise FederationError(f"flwr {arguments[0]} failed: {(done.stderr or done.stdout).strip()}\n{self.log_tail()}")
         return dict(said)
 
-    def wait(self, run_id: str) -> str:
-        """Ask ``flwr ls`` until the run has finished; its status.
+    def wait(self, run_id: str, until: Path) -> str:
+        """Until the file that the server app writes last is there (:data:`WRITTEN`), or the run has finished without it (Flower's
+        status). Ray takes some seconds to end after the last round, which nobody has to wait for.
 
         ``flwr ls`` costs a second of CPU, so it is asked when the SuperLink's log says that the task is over, and every
         :data:`LOOK` seconds in case it never does.
         """
         asked = time.monotonic()
-        while True:
+        while not until.exists():
             if "Finished task" in self._output() or time.monotonic() - asked > LOOK:
                 runs = self.flwr("ls", "own", "--run-id", run_id)["runs"]
                 status = str(runs[0]["status"])  # type: ignore[index]
@@ -149,6 +155,7 @@ class Flower:
             if self.process.poll() is not None:
                 raise FederationError(f"the SuperLink ended with code {self.process.returncode}:\n{self.log_tail()}")
             time.sleep(POLL)
+        return WRITTEN
 
     def run_log_tail(self, run_id: str, lines: int = 40) -> str:
         """The last lines that the run's own processes wrote."""
@@ -205,19 +212,20 @@ def _local_superlink(folder: Path) -> Iterator[Flower]:
 def _end(process: subprocess.Popen[bytes], home: str) -> None:
     """End the SuperLink and what it started: Flower's executors, Ray's daemons and actors.
 
-    They are known by the ``FLWR_HOME`` that they inherited, for some have lost their parent by now.
+    They are known by the ``FLWR_HOME`` that they inherited, for some have lost their parent by now; or as children of such a one,
+    for Ray's agents write their title over their environment.
     """
     import psutil
 
-    family = []
+    family: set[psutil.Process] = set()
     for candidate in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if candidate.pid != os.getpid() and candidate.environ().get("FLWR_HOME") == home:
-                family.append(candidate)
+                family |= {candidate, *candidate.children(recursive=True)}
     for member in family:
         with contextlib.suppress(psutil.Error):
             member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(list(family), timeout=GRACE)
     for member in alive:
         with contextlib.suppress(psutil.Error):
             member.kill()

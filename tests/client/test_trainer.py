@@ -138,7 +138,7 @@ def test_one_user_moves_the_counts_by_at_most_the_norm(monkeypatch: pytest.Monke
 
 
 def test_the_noise_of_counts_has_the_claimed_standard_deviation() -> None:
-    """Chi-square; false alarm once in 10 million. Two releases differ everywhere."""
+    """Chi-square; false alarm once in 10 million. Two releases differ."""
     config = small_silo.config()
     plan = small_silo.plan(config, count_noise_multiplier=2.3)
     data = replace(nobody(small_silo.data()), n_items=5000)
@@ -146,7 +146,7 @@ def test_the_noise_of_counts_has_the_claimed_standard_deviation() -> None:
     z = first.astype(np.float64) / plan.count_noise_std
     assert plan.count_noise_std == 2.3 * COUNT_MAX_NORM
     assert stats.chi2.ppf(ALARM / 2, 5000) < (z**2).sum() < stats.chi2.isf(ALARM / 2, 5000)
-    assert (first != second).all()
+    assert (first != second).mean() > 0.99  # both lie on a grid of a thousand steps to a standard deviation
     assert first.dtype == np.float32
 
 

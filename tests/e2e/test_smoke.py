@@ -87,7 +87,7 @@ def test_a_run_that_fails_says_why_and_leaves_no_process(tmp_path: Path, leaves_
 
 
 def test_ctrl_c_ends_what_was_started(tmp_path: Path, leaves_no_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(flower: Any, run_id: str) -> str:
+    def interrupted(flower: Any, run_id: str, until: Path) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("simulations.flower.Flower.wait", interrupted)
