@@ -248,16 +248,7 @@ def load(
     """
     tree: dict[str, Any] = {}
     for source in sources:
-        if isinstance(source, Path):
-            try:
-                source = tomllib.loads(source.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ConfigError(f"{source}: no such file") from None
-            except OSError as error:
-                raise ConfigError(f"{source}: cannot be read ({error.strerror})") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{source}: not a TOML file: {error}") from None
-        _merge(tree, source)
+        _merge(tree, read_toml(source) if isinstance(source, Path) else source)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
@@ -267,6 +258,18 @@ def load(
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values in a TOML file; :class:`ConfigError` with a sentence if it is not there or is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:

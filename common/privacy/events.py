@@ -25,7 +25,7 @@ _RECIPIENT = re.compile(r"[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
-class GaussianCount:
+class GaussianSum:
     """One Gaussian release of a sum over users, each user's vector bounded in L2 by ``max_norm``.
 
     Parameters
@@ -42,42 +42,31 @@ class GaussianCount:
     max_norm: float
     round: int = 0
     recipient: str = COORDINATOR
+    kind: ClassVar[str]
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "noise_multiplier", "max_norm")
+        _check_place(self)
+
+    def to_dp_event(self) -> Any:
+        """The event in ``dp_accounting``'s terms."""
+        import dp_accounting
+
+        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
+
+
+class GaussianCount(GaussianSum):
+    """Of interactions with each item."""
+
     kind: ClassVar[str] = "gaussian-count"
-    unit: ClassVar[str] = UNIT
-    neighbours: ClassVar[str] = NEIGHBOURS
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "noise_multiplier", "max_norm")
-        _check_place(self)
-
-    def to_dp_event(self) -> Any:
-        """The event in ``dp_accounting``'s terms."""
-        import dp_accounting
-
-        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
 
-@dataclass(frozen=True)
-class GaussianMetrics:
-    """One Gaussian release of sums of figures of merit over users; otherwise as :class:`GaussianCount`."""
+class GaussianMetrics(GaussianSum):
+    """Of figures of merit."""
 
-    noise_multiplier: float
-    max_norm: float
-    round: int = 0
-    recipient: str = COORDINATOR
     kind: ClassVar[str] = "gaussian-metrics"
-    unit: ClassVar[str] = UNIT
-    neighbours: ClassVar[str] = NEIGHBOURS
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "noise_multiplier", "max_norm")
-        _check_place(self)
-
-    def to_dp_event(self) -> Any:
-        """The event in ``dp_accounting``'s terms."""
-        import dp_accounting
-
-        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
 
 @dataclass(frozen=True)
@@ -214,12 +203,12 @@ def event_from_dp_event(
     return PoissonGaussianSteps(step.event.noise_multiplier, step.sampling_probability, steps, max_norm, **place)
 
 
-def _check_positive(event: Event, *names: str) -> None:
+def _check_positive(event: GaussianSum | PoissonGaussianSteps | Unprotected, *names: str) -> None:
     for name in names:
         _check_number(event, name, math.inf, "positive and finite")
 
 
-def _check_number(event: Event, name: str, below: float, words: str) -> None:
+def _check_number(event: GaussianSum | PoissonGaussianSteps | Unprotected, name: str, below: float, words: str) -> None:
     """The field lies between 0 and ``below``; it becomes a float, so that an event has one form in a file."""
     value = getattr(event, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
@@ -230,13 +219,13 @@ def _check_number(event: Event, name: str, below: float, words: str) -> None:
         raise PrivacyError(f"{event.kind}: {name} is too large a number, must be {words}") from None
 
 
-def _check_whole(event: Event, name: str, least: int) -> None:
+def _check_whole(event: GaussianSum | PoissonGaussianSteps | Unprotected, name: str, least: int) -> None:
     value = getattr(event, name)
     if type(value) is not int or value < least:
         raise PrivacyError(f"{event.kind}: {name} = {value!r}, must be a whole number from {least}")
 
 
-def _check_place(event: Event) -> None:
+def _check_place(event: GaussianSum | PoissonGaussianSteps | Unprotected) -> None:
     """When and for whom."""
     _check_whole(event, "round", 0)
     if not isinstance(event.recipient, str) or not _RECIPIENT.fullmatch(event.recipient):

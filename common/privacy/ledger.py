@@ -16,7 +16,6 @@ another ledger. An auditor who countersigned a head, an earlier export, and the 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,13 +54,12 @@ Clock = Callable[[], float]
 
 
 class Ledger:
-    """An open ledger; :meth:`create` or :meth:`open` make it. Threads may share one, and each process may have its own."""
+    """An open ledger; :meth:`create` or :meth:`open` make it. Threads and forked processes may share one."""
 
     def __init__(self, store: Store, key: SigningKey, clock: Clock) -> None:
         self._store, self._key, self._clock = store, key, clock
         self._verifier = Verifier(key.public_key)
         self._spending = Spending()
-        self._thread = threading.RLock()
 
     @classmethod
     def create(cls, path: Path, policy: Policy, key: SigningKey, *, clock: Clock = time.time) -> Ledger:
@@ -229,7 +227,7 @@ class Ledger:
     @contextmanager
     def _turn(self) -> Iterator[Turn]:
         """The lock, with everything read that is there."""
-        with self._thread, self._store.turn() as turn:
+        with self._store.turn() as turn:  # one thread of one process at a time
             self._catch_up(turn)
             yield turn
 

@@ -14,7 +14,6 @@ amendment, so an auditor sees which policy was in force when. It is public, and 
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.config import read_toml
 from common.errors import ConfigError, PolicyRefused, PrivacyError
 from common.privacy.events import Event, Unprotected
 from common.privacy.filter import Limit, order_for, rdp_budget
@@ -203,14 +203,7 @@ def read_policy(path: Path) -> Policy:
     ConfigError
         Naming the file, the key, its value, and what is allowed.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    values = read_toml(path)
     try:
         return policy_from_dict(values)
     except ConfigError as error:

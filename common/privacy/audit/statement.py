@@ -7,13 +7,12 @@ can know is theirs to state (:func:`read_about`); until they do, it says so.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
+from common.config import Config, read_toml
 from common.errors import ConfigError
 from common.privacy.plan import PrivacyPlan
 from common.report.words import epsilon as rounded_up
@@ -87,12 +86,7 @@ def read_about(path: Path) -> dict[str, Any]:
     ConfigError
         If it cannot be read, or has another key.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    values = read_toml(path)
     if unknown := sorted(values.keys() - ABOUT.keys()):
         raise ConfigError(f"{path}: unknown field {unknown[0]!r} (allowed: {', '.join(ABOUT)})")
     for key, value in values.items():

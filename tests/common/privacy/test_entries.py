@@ -205,6 +205,29 @@ def test_a_byte_that_is_put_in_or_taken_out_is_found(exported: bytes, data: st.D
     assert abs(broken(altered) - exported[:place].count(b"\n")) <= 1
 
 
+@pytest.mark.parametrize(
+    ("written", "otherwise"),
+    [
+        (b'"delta":1e-05', b'"delta":1E-05'),
+        (b'"delta":1e-05', b'"delta":0.00001'),
+        (b'"epsilon":8.0', b'"epsilon":8.00'),
+        (b'"format":1,', b'"format": 1,'),
+        (b'"format":1,', b'"format":1 ,'),
+        (b'"format":1,', b'"format":1,"format":1,'),
+        (b'"silo":"north"', b'"silo":"\\u006eorth"'),
+        (b'"silo":"north"', b'"silo":\t"north"'),
+        (b'{"entry"', b' {"entry"'),
+        (b'{"entry"', b'\xef\xbb\xbf{"entry"'),
+        (b"}\n", b"}\r\n"),
+        (b"}\n", b"} \n"),
+    ],
+)
+def test_the_same_said_in_other_bytes_is_found(exported: bytes, written: bytes, otherwise: bytes) -> None:
+    """JSON has many ways to write a value; hash and signature are of what is said, so the form is checked by itself."""
+    assert exported.index(written) <= exported.index(b"\n")
+    assert broken(exported.replace(written, otherwise, 1)) == 0
+
+
 def test_any_cut_is_found(exported: bytes) -> None:
     for end in {*range(0, len(exported), 97), *(len(exported) - n for n in range(1, 400))}:
         with pytest.raises(LedgerError):
