@@ -1,6 +1,6 @@
 """silorec's public face: the command line, and the few names that Python users import.
 
-``from silorec import simulate, recommend``; both are loaded when first used, so that ``silorec --help`` stays quick.
+``from silorec import simulate, recommend, audit``; they are loaded when first used, so that ``silorec --help`` stays quick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import typer
 
-_NAMES = {"simulate": "simulations.run", "recommend": "simulations.recommend"}
+_NAMES = {"audit": "common.privacy.audit.verify", "recommend": "simulations.recommend", "simulate": "simulations.run"}
 
 # Modules that the base goes without; a command that misses one says which extra brings it.
 _OPTIONAL = frozenset(
@@ -23,7 +23,7 @@ _OPTIONAL = frozenset(
     }
 )  # fmt: skip
 
-__all__ = ["main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__
+__all__ = ["audit", "main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -216,14 +216,17 @@ def test_a_module_of_our_own_that_is_missing_is_a_bug_and_shows_it(monkeypatch: 
         silorec.main(["simulate", "--list"])
 
 
-def test_python_users_import_two_names_late() -> None:
+def test_python_users_import_three_names_late() -> None:
     done = python(
         "import sys, silorec; assert 'simulations' not in sys.modules\n"
-        "from silorec import simulate, recommend\n"
-        "print(simulate.__module__, recommend.__module__)\n"
+        "from silorec import audit, simulate, recommend\n"
+        "print(simulate.__module__, recommend.__module__, audit.__module__)\n"
         "try:\n    silorec.nosuch\nexcept AttributeError as error:\n    print(error)"
     )
-    assert done.stdout.splitlines() == ["simulations.run simulations.recommend", "module 'silorec' has no attribute 'nosuch'"]
+    assert done.stdout.splitlines() == [
+        "simulations.run simulations.recommend common.privacy.audit.verify",
+        "module 'silorec' has no attribute 'nosuch'",
+    ]
 
 
 def test_an_interrupted_simulation_that_kept_a_round_says_so_and_exits_130(

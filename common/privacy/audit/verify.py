@@ -12,11 +12,12 @@ books leave no trace in either.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common.privacy.audit.check import Check
 from common.privacy.audit.cost_checks import cost_checks
-from common.privacy.audit.evidence import Evidence
+from common.privacy.audit.evidence import Evidence, load_evidence
 from common.privacy.audit.ledger_checks import ledger_checks
 from common.privacy.audit.matching import Matching
 from common.privacy.audit.run_checks import run_checks
@@ -55,6 +56,17 @@ class Verified:
             "checks": [check.as_dict() for check in self.checks],
             "ledgers": [dict(ledger) for ledger in self.ledgers],
         }
+
+
+def audit(path: str | Path) -> Verified:
+    """Every check on what lies at ``path``: a run's folder, a folder of exported ledgers, or one ledger.
+
+    Raises
+    ------
+    SilorecError
+        If there is nothing to audit.
+    """
+    return verify(load_evidence(Path(path)))
 
 
 def verify(evidence: Evidence) -> Verified:
