@@ -300,13 +300,13 @@ def _train_private(
     model: Recommender, data: SiloData, config: Config, plan: PrivacyPlan, rng: np.random.Generator, plant: Plant | None
 ) -> int:
     from opacus.grad_sample import GradSampleHooks
-    from opacus.optimizers import DPOptimizer
 
     from client import grad_samplers  # noqa: F401  registers the recommender's layers with Opacus
+    from client.clipping import DoublePrecisionSums
 
     training = config.training
     hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
-    optimizer = DPOptimizer(
+    optimizer = DoublePrecisionSums(
         _optimizer(model, training),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm,
@@ -336,10 +336,10 @@ def _train_private(
 
 
 def _add_noise(parameters: Sequence[nn.Parameter], plan: PrivacyPlan) -> None:
-    """From the sum of clipped gradients that Opacus left to the protected mean gradient of the step."""
+    """From the sum of clipped gradients, float64, to the protected mean gradient of the step."""
     std = plan.noise_multiplier * plan.max_grad_norm
     for parameter in parameters:
-        summed = parameter.summed_grad.cpu().double().numpy()  # type: ignore[attr-defined]
+        summed = parameter.summed_grad.cpu().numpy()  # type: ignore[attr-defined]
         noisy = torch.from_numpy(add_gaussian_noise(summed, std, hardened=plan.hardened))
         parameter.grad = (noisy / plan.expected_batch_size).to(parameter.device, parameter.dtype)
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from opacus.optimizers import DPOptimizer
 
 import client.trainer
+from client.clipping import DoublePrecisionSums
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -87,9 +87,9 @@ def _noise_times(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 
 def _clip_at(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    real = DPOptimizer.clip_and_accumulate
+    real = DoublePrecisionSums.clip_and_accumulate
 
-    def clip(self: DPOptimizer, *arguments: Any) -> None:
+    def clip(self: DoublePrecisionSums, *arguments: Any) -> None:
         planned = self.max_grad_norm
         self.max_grad_norm = factor * planned
         try:
@@ -97,4 +97,4 @@ def _clip_at(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
         finally:
             self.max_grad_norm = planned
 
-    monkeypatch.setattr(DPOptimizer, "clip_and_accumulate", clip)
+    monkeypatch.setattr(DoublePrecisionSums, "clip_and_accumulate", clip)
