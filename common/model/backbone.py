@@ -37,7 +37,8 @@ class Backbone:
     """A language model that maps input embeddings to hidden states.
 
     ``model(inputs_embeds=(B, L, width), attention_mask=(B, L), position_ids=(B, L)).last_hidden_state`` is
-    ``(B, L, width)`` and causal. ``tokenizer`` may be None where the preset has no text input.
+    ``(B, L, width)`` and causal. ``tokenizer`` may be None where the preset has no text input. Positions count from
+    ``first_position``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backbone:
     lora_targets: tuple[str, ...] | str
     n_layers: int
     tokenizer: Any | None
+    first_position: int = 0
 
     def embedding(self) -> nn.Embedding:
         """The word embeddings."""
@@ -97,7 +99,15 @@ def load_backbone(name: str, *, causal: bool = True) -> Backbone:
         lora_targets=LORA_TARGETS.get(config.model_type, "all-linear"),
         n_layers=int(config.num_hidden_layers),
         tokenizer=tokenizer,
+        first_position=_first_position(model),
     )
+
+
+def _first_position(model: nn.Module) -> int:
+    """RoBERTa-like models keep the first positions for padding; others count from 0."""
+    embeddings = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
 
 
 def weights_fingerprint(model: nn.Module) -> str:

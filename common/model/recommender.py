@@ -88,6 +88,7 @@ class Recommender(nn.Module):
         self.catalogue_fingerprint = catalogue_fingerprint
         self.register_buffer("item_vectors", torch.from_numpy(np.ascontiguousarray(vectors)), persistent=False)
         self.tokenizer = backbone.tokenizer
+        self.first_position = backbone.first_position
         self.soft_token_norm = float(backbone.embedding().weight.norm(dim=-1).mean())
         self.backbone = _with_lora(backbone, config)
         width = backbone.width
@@ -172,7 +173,7 @@ class Recommender(nn.Module):
             mask = torch.cat([batch.text >= 0, known], dim=1)
             embed = self.backbone.get_input_embeddings()  # type: ignore[operator]
             tokens = torch.cat([embed(batch.text.clamp(min=0)), tokens.to(embed.weight.dtype)], dim=1)
-        place = (mask.long().cumsum(1) - 1).clamp(min=0)
+        place = self.first_position + (mask.long().cumsum(1) - 1).clamp(min=0)
         output = self.backbone(inputs_embeds=tokens, attention_mask=mask.long(), position_ids=place, use_cache=False)
         return output.last_hidden_state[:, prefix:]
 
@@ -212,7 +213,7 @@ def build_recommender(
 def _check_length(backbone: Backbone, config: ModelConfig) -> None:
     room = getattr(backbone.model.config, "max_position_embeddings", None)
     needed = config.window + (config.text_tokens if config.user_text else 0)
-    if room is not None and needed > room:
+    if room is not None and needed > (room := room - backbone.first_position):
         raise ModelError(f"{backbone.name} reads {room} tokens, model.window and model.text_tokens ask for {needed}: lower them")
 
 

@@ -42,6 +42,19 @@ def test_a_folder_is_loaded_frozen_and_causal(kind: str, tmp_path: Path) -> None
     assert backbone.tokenizer("the harbour", add_special_tokens=False)["input_ids"] == [4, 6]
 
 
+@pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("llama", 0), ("gpt2", 0), ("roberta", 1)])
+def test_positions_begin_where_the_model_was_trained_to_begin(kind: str, first: int, tmp_path: Path) -> None:
+    """RoBERTa keeps the positions up to its padding token's for padding. The oracle is the model left to count by itself."""
+    backbone = load_backbone(str(small_model.save_model(tmp_path, kind)))
+    assert backbone.first_position == first
+    tokens = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    mask, places = torch.ones(1, 5, dtype=torch.long), backbone.first_position + torch.arange(5).unsqueeze(0)
+    with torch.inference_mode():
+        ours = backbone.model(inputs_embeds=tokens, attention_mask=mask, position_ids=places).last_hidden_state
+        theirs = backbone.model(inputs_embeds=tokens, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_an_encoder_of_texts_may_look_ahead(tmp_path: Path) -> None:
     """The oracle of the test above sees it."""
     folder = small_model.save_model(tmp_path, "bert")
