@@ -66,6 +66,10 @@ class FederationError(SilorecError):
     """A round cannot go on: too few silos answered, or their updates do not fit."""
 
 
+class SecAggError(FederationError):
+    """A message of secure aggregation is forged, replayed, altered or does not fit; no sum was made of it."""
+
+
 class ErrorCode(IntEnum):
     """Why a silo did not answer with an update. Codes start at 1000: Flower's own end below."""
 

@@ -29,12 +29,15 @@ from common.model.recommender import Recommender
 class Manifest:
     """Names and shapes of the trainable parameters in the vector's order, and what they belong to.
 
-    ``dtype`` is that of the vector. Item parameters mean nothing without the catalogue, hence its fingerprint.
+    ``dtype`` is that of the vector. ``weights`` is the fingerprint of the backbone's own, frozen weights: LoRA's changes mean
+    nothing on others, and one name or folder may hold different ones on two machines. Item parameters mean nothing without
+    the catalogue, hence its fingerprint.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     backbone: str
+    weights: str
     encoder: str
     catalogue: str
     dtype: str = "float32"
@@ -78,7 +81,7 @@ class Manifest:
 
     def difference(self, other: Manifest) -> str | None:
         """The first thing in which ``other`` differs, in words, or None."""
-        for what in ("backbone", "encoder", "catalogue", "dtype"):
+        for what in ("backbone", "weights", "encoder", "catalogue", "dtype"):
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
                 return f"{what} is {theirs!r} instead of {mine!r}"
@@ -105,6 +108,7 @@ def manifest_of(model: Recommender) -> Manifest:
         names=tuple(name for name, _ in trainable),
         shapes=tuple(shape for _, shape in trainable),
         backbone=model.name,
+        weights=model.weights,
         encoder=model.encoder_name,
         catalogue=model.catalogue_fingerprint,
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from common.config import Config, ModelConfig
 from common.data.catalogue import Catalogue
 from common.errors import ModelError
-from common.model.backbone import Backbone, load_backbone
+from common.model.backbone import Backbone, load_backbone, weights_fingerprint
 from common.model.encoder import Progress, item_vectors
 from common.model.layers import ItemBias, ItemFactors, Scale
 
@@ -89,6 +89,7 @@ class Recommender(nn.Module):
         self.register_buffer("item_vectors", torch.from_numpy(np.ascontiguousarray(vectors)), persistent=False)
         self.tokenizer = backbone.tokenizer
         self.first_position = backbone.first_position
+        self.weights = weights_fingerprint(backbone.model)  # before LoRA is put into it
         self.soft_token_norm = float(backbone.embedding().weight.norm(dim=-1).mean())
         self.backbone = _with_lora(backbone, config)
         width = backbone.width

@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 from common.data.catalogue import Catalogue
 from common.errors import ModelError
 from common.model.adapter import Manifest, from_vector, load_adapter, manifest_of, save_adapter, to_vector
+from common.model.backbone import load_backbone
 from common.model.recommender import Recommender
 from tests.common.model import small_model
 from tests.common.model.small_model import build
 
-SMALL = Manifest(("a", "b.c"), ((2, 3), (4,)), "tiny-bert", "hashing", "f" * 64)
+SMALL = Manifest(("a", "b.c"), ((2, 3), (4,)), "tiny-bert", "w" * 64, "hashing", "f" * 64)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -81,12 +82,27 @@ def test_biases_travel_even_when_they_are_not_trained(catalogue: Catalogue) -> N
     assert "bias.weight" in manifest_of(build(catalogue, model__train_bias=False)).names
 
 
+def test_other_weights_under_the_same_name_make_another_manifest(tmp_path: Path, catalogue: Catalogue) -> None:
+    """One folder, whose weights are exchanged."""
+    folder = small_model.save_model(tmp_path, "bert")
+    first = manifest_of(build(catalogue, model__backbone=str(folder)))
+    assert manifest_of(build(catalogue, model__backbone=str(folder))).hash == first.hash
+    changed = load_backbone(str(folder), causal=False).model
+    with torch.no_grad():
+        next(changed.parameters()).add_(1e-3)
+    changed.save_pretrained(folder)
+    second = manifest_of(build(catalogue, model__backbone=str(folder)))
+    assert (second.backbone, second.names) == (first.backbone, first.names)
+    assert "weights is" in str(first.difference(second))
+
+
 def test_a_manifest_goes_round_through_json_and_its_hash_covers_all_of_it() -> None:
     assert Manifest.from_json(SMALL.to_json()) == SMALL
     changes: list[dict[str, Any]] = [
         {"names": ("a", "b.d")},
         {"shapes": ((3, 2), (4,))},
         {"backbone": "x"},
+        {"weights": "x"},
         {"encoder": "x"},
         {"catalogue": "x"},
         {"dtype": "float16"},
@@ -99,6 +115,7 @@ def test_a_manifest_goes_round_through_json_and_its_hash_covers_all_of_it() -> N
     ("change", "words"),
     [
         ({"backbone": "minilm"}, "backbone is 'minilm' instead of 'tiny-bert'"),
+        ({"weights": "0" * 64}, "weights is '000"),
         ({"encoder": "minilm"}, "encoder is 'minilm' instead of 'hashing'"),
         ({"catalogue": "0" * 64}, "catalogue is '000"),
         ({"dtype": "float16"}, "dtype is 'float16' instead of 'float32'"),
@@ -149,7 +166,7 @@ def test_a_vector_of_another_length_or_kind_is_refused(model: Recommender) -> No
 def test_a_manifest_that_contradicts_itself_is_refused() -> None:
     for names, shapes in ((("a",), ((1,), (2,))), (("a", "a"), ((1,), (2,)))):
         with pytest.raises(ModelError, match="one shape for each name"):
-            Manifest(names, shapes, "b", "e", "c")
+            Manifest(names, shapes, "b", "w", "e", "c")
 
 
 def damage(path: Path, how: str) -> None:
