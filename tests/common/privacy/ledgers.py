@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,9 @@ def full_ledger(folder: Path, rounds: int = 3, silo: SigningKey = SILO, **change
     ledger.close("the data were deleted")
     ledger.countersign(AUDITOR)
     return ledger
+
+
+def rows(path: Path) -> list[tuple[Any, ...]]:
+    """What stands in a ledger's table, in order."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT * FROM entries ORDER BY seq").fetchall()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,37 +36,15 @@ from tests.common.privacy.ledgers import (
     full_ledger,
     key_of,
     policy,
-    quick_folder,
+    rows,
     steps,
 )
 
 DELTA = 1e-5
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    place = quick_folder()
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(folder: Path, clock: Clock) -> Ledger:
-    return Ledger.create(folder / "ledger.sqlite", policy(), SILO, clock=clock)
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def rows(path: Path) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        return connection.execute("SELECT * FROM entries ORDER BY seq").fetchall()
 
 
 def test_what_was_reserved_and_committed_is_there_for_another_process(ledger: Ledger, clock: Clock) -> None:

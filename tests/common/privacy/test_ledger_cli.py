@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,7 @@ from common.privacy.entries import read_export
 from common.privacy.ledger import Ledger, read_ledger
 from common.privacy.ledger_cli import KEY, LEDGER, ledger_app
 from common.privacy.signing import create_key, fingerprint, load_key
-from tests.common.privacy.ledgers import COUNT, RUN, asks, digest, full_ledger, policy, quick_folder, steps
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    place = quick_folder()
-    yield place
-    shutil.rmtree(place)
+from tests.common.privacy.ledgers import COUNT, RUN, asks, digest, full_ledger, policy, steps
 
 
 @pytest.fixture

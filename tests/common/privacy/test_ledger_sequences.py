@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,32 +31,11 @@ from tests.common.privacy.ledgers import (
     digest,
     policy,
     quick_folder,
+    rows,
     steps,
 )
 
 DELTA = 1e-5
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    place = quick_folder()
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(folder: Path, clock: Clock) -> Ledger:
-    return Ledger.create(folder / "ledger.sqlite", policy(), SILO, clock=clock)
-
-
-def rows(path: Path) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        return connection.execute("SELECT * FROM entries ORDER BY seq").fetchall()
 
 
 @cache

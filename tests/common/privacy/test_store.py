@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -16,14 +16,7 @@ from common.errors import LedgerError
 from common.privacy.entries import read_export
 from common.privacy.ledger import Ledger, read_ledger
 from common.privacy.store import _SCHEMA, Store
-from tests.common.privacy.ledgers import COUNT, SILO, Clock, asks, digest, full_ledger, policy, quick_folder, steps
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    place = quick_folder()
-    yield place
-    shutil.rmtree(place)
+from tests.common.privacy.ledgers import COUNT, SILO, Clock, asks, digest, full_ledger, policy, steps
 
 
 @pytest.fixture
