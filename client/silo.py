@@ -286,8 +286,8 @@ def kept_answer(folder: Path, run: str, action: str) -> Path:
 
 
 def hardens_noise(config: Config, place: Place) -> bool:
-    """Whether noise is hardened against floating-point attacks: as configured, else outside simulations."""
-    return not place.simulated if config.privacy.noise == "auto" else config.privacy.noise == "hardened"
+    """Whether noise is hardened: always for a silo with an operator, whatever the configuration says; else as asked."""
+    return not place.simulated or config.privacy.noise == "hardened"
 
 
 def policy_of_a_simulation(plan: PrivacyPlan, index: int, config: Config) -> Policy:

@@ -127,7 +127,7 @@ class PrivacyConfig(_Section):
         0.0, ge=0, lt=1, description="share of epsilon for noised figures of quality after the last round; 0 withholds them"
     )
     noise: Literal["auto", "hardened", "fast"] = Field(
-        "auto", description="hardened against floating-point attacks, or one draw; auto hardens outside simulations"
+        "auto", description="of simulated silos: hardened, or one draw each (auto, fast); silos with an operator always harden"
     )
     accountant: Literal["rdp", "pld"] = Field("rdp", description="which bound calibrates the noise")
 

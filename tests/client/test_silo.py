@@ -285,6 +285,13 @@ def test_silos_that_share_a_model_do_not_meet_in_it() -> None:
     from_vector(home.model, home.start, home.manifest)
 
 
+def test_no_configuration_makes_a_silo_with_an_operator_draw_weaker_noise(tmp_path: Path) -> None:
+    for noise in ("auto", "hardened", "fast"):
+        config = tiny.config(privacy__mode="silo", privacy__noise=noise)
+        assert Silo(config, Place(0, tmp_path, Path("unused"))).plan.hardened
+        assert simulated(config, tmp_path).plan.hardened == (noise == "hardened")
+
+
 def test_a_process_keeps_the_silos_of_one_run_open() -> None:
     config, other = tiny.config(), tiny.config(name="other")
     place = Place(0, simulated=True)
