@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from common.errors import ConfigError
 
-Mode = Literal["none", "silo"]
+Mode = Literal["none", "silo", "distributed"]
 
 
 def _json_list(value: object) -> object:
@@ -118,7 +118,11 @@ class ModelConfig(_Section):
 class PrivacyConfig(_Section):
     """Differential privacy of every silo; the unit is one user of one silo, add/remove neighbours."""
 
-    mode: Mode = Field("silo", description="silo: DP-SGD in every silo; none: no protection, for reference runs")
+    mode: Mode = Field(
+        "silo",
+        description="silo: DP-SGD in every silo; distributed: one DP-SGD step of all silos a round, each adds a share of the noise; "
+        "none: no protection, for reference runs",
+    )
     epsilon: float = Field(8.0, gt=0, description="for the whole run")
     delta: float | None = Field(None, gt=0, lt=1, description="unset: 1 / (10 x declared users of the smallest silo)")
     max_grad_norm: float = Field(1.0, gt=0, description="L2 bound of one user's gradient")
@@ -188,6 +192,22 @@ class FederationConfig(_Section):
         return self
 
 
+class AggregationConfig(_Section):
+    """How the silos' vectors become one sum, see ``common.secagg``."""
+
+    method: Literal["auto", "plain", "secure"] = Field(
+        "auto", description="secure: the coordinator sees sums only; plain: each silo's vector; auto: secure from three silos on"
+    )
+    dropout: float = Field(
+        1 / 3, ge=0, lt=0.5, description="share of silos that may vanish during a secure sum; with more gone there is no sum"
+    )
+    corrupt: float = Field(
+        0.1, ge=0, lt=0.5, description="share of silos that may collude with the coordinator without learning another's vector"
+    )
+    bits: Literal[32, 64] = Field(32, description="size of a word of a masked vector; mode distributed always takes 64")
+    clip: float = Field(8.0, gt=0, description="numbers of a silo's update beyond this are cut off before they are masked")
+
+
 class EvaluationConfig(_Section):
     """What a simulation measures; it is never reachable from the apps."""
 
@@ -214,6 +234,7 @@ class Config(_Section):
     privacy: PrivacyConfig = PrivacyConfig()
     training: TrainingConfig = TrainingConfig()
     federation: FederationConfig = FederationConfig()
+    aggregation: AggregationConfig = AggregationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -225,7 +246,23 @@ class Config(_Section):
         declared = self.federation.declared_users
         if declared and len(declared) != self.partition.silos:
             raise ValueError(f"federation.declared_users names {len(declared)} silos, partition.silos is {self.partition.silos}")
+        if self.privacy.mode == "distributed":
+            if not self.is_secure:
+                raise ValueError(
+                    "privacy.mode = 'distributed' adds up shares of noise, which protect nobody before they are summed: it needs "
+                    "aggregation.method = 'secure' and three silos or more"
+                )
+            if self.training.local_steps != 1:
+                raise ValueError(
+                    f"privacy.mode = 'distributed' takes one step of all silos a round: set training.local_steps = 1, "
+                    f"not {self.training.local_steps}"
+                )
         return self
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the coordinator sees sums only."""
+        return self.aggregation.method == "secure" or (self.aggregation.method == "auto" and self.partition.silos >= 3)
 
 
 def load(

@@ -198,7 +198,7 @@ def plan(
             raise ConfigError(f"{name}: must be a whole number from 0 to 256, not {bits!r}")
     if dropouts not in ("chosen", "independent"):
         raise ConfigError(f"dropouts: must be chosen or independent, not {dropouts!r}")
-    c, d = _count(corrupt, silos), _count(dropout, silos)
+    c, d = portion(corrupt, silos), portion(dropout, silos)
     whole = complete(silos, silos - d, corrupt=corrupt)
     if whole.quorum > silos - d:
         raise ConfigError(
@@ -217,7 +217,7 @@ def complete(silos: int, threshold: int, *, corrupt: float = 0.1) -> Plan:
     ConfigError
         If the corrupt silos could recover secrets by themselves, or a sum could hold fewer than two honest silos.
     """
-    c = _count(corrupt, silos)
+    c = portion(corrupt, silos)
     if threshold - c < 2:
         raise ConfigError(
             f"threshold: {threshold} of {silos} silos with {c} corrupt leaves sums of fewer than two honest silos; "
@@ -320,5 +320,6 @@ def _ring(n: int, c: int, d: int, k: int, dropouts: Dropouts, failure: Fraction)
     return 0, Fraction(1), Fraction(1)
 
 
-def _count(share: float, silos: int) -> int:
+def portion(share: float, silos: int) -> int:
+    """``floor(share * silos)`` of a share that was meant as a fraction: a third of six is two."""
     return math.floor(Fraction(share).limit_denominator(10**6) * silos)

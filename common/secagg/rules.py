@@ -1,0 +1,84 @@
+"""What every secure sum of a run must keep to, from public numbers: how many silos it takes, and whose honesty is counted on.
+
+Both sides compute these rules from the configuration. A silo holds the coordinator to its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from common.config import Config
+from common.errors import ConfigError, SecAggError
+from common.secagg.graph import SMALL, Plan, complete, plan, portion
+
+MIN_SILOS = 3
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of sums over ``silos`` silos, of which ``dropout`` may vanish and ``corrupt`` collude with the coordinator.
+
+    Parameters
+    ----------
+    silos:
+        In the roster, n.
+    dropout, corrupt:
+        Shares of n; what they come to is rounded down.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few silos to hide one among others.
+    """
+
+    silos: int
+    dropout: float = 1 / 3
+    corrupt: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.silos < MIN_SILOS:
+            raise ConfigError(
+                f"secure aggregation hides a silo among others and needs {MIN_SILOS} of them, not {self.silos}; "
+                "take aggregation.method = 'plain'"
+            )
+        self.plan(self.silos)
+
+    @classmethod
+    def of(cls, config: Config) -> Rules:
+        """As the configuration says."""
+        n = len(config.federation.declared_users) or config.partition.silos
+        return cls(n, config.aggregation.dropout, config.aggregation.corrupt)
+
+    @property
+    def least(self) -> int:
+        """A sum over fewer silos is not made."""
+        return self.silos - portion(self.dropout, self.silos)
+
+    @property
+    def corrupted(self) -> int:
+        """Most silos that collude with the coordinator."""
+        return portion(self.corrupt, self.silos)
+
+    @property
+    def honest(self) -> int:
+        """Honest silos in every sum: those whose noise is counted on in mode ``distributed``."""
+        return self.least - self.corrupted
+
+    def plan(self, advertised: int) -> Plan:
+        """Degree, threshold and quorum of a sum for which ``advertised`` silos have shown their keys.
+
+        Raises
+        ------
+        SecAggError
+            If they are fewer than :attr:`least`, or more than there are.
+        ConfigError
+            If no plan keeps what the shares promise.
+        """
+        if not self.least <= advertised <= self.silos:
+            raise SecAggError(f"{advertised} of {self.silos} silos are there; a sum takes {self.least} or more")
+        corrupt = float(Fraction(self.corrupted, advertised))
+        if advertised <= SMALL:
+            return complete(advertised, self.least, corrupt=corrupt)
+        return plan(advertised, dropout=float(Fraction(advertised - self.least, advertised)), corrupt=corrupt)
+
