@@ -120,7 +120,7 @@ class PrivacyConfig(_Section):
 
     mode: Mode = Field(
         "silo",
-        description="silo: DP-SGD in every silo; distributed: one DP-SGD step of all silos a round, each adds a share of the noise; "
+        description="silo: DP-SGD in every silo; distributed: one DP-SGD step of all silos a round, each adds part of the noise; "
         "none: no protection, for reference runs",
     )
     epsilon: float = Field(8.0, gt=0, description="for the whole run")
