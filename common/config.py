@@ -161,13 +161,17 @@ class FederationConfig(_Section):
     """The round loop."""
 
     rounds: int = Field(6, ge=0, description="rounds of training after the count")
-    server_optimizer: Literal["fedavg", "fedadam"] = Field(
-        "fedavg", description="what the coordinator does with the mean update (Reddi et al. 2021)"
+    server_optimizer: Literal["fedavg", "fedadam", "adam", "adam-bc"] = Field(
+        "fedavg",
+        description="what the coordinator does with the mean update: fedavg and fedadam of Reddi et al. 2021; adam: with bias "
+        "correction; adam-bc: also with known noise taken out of the second moment (Tang et al. 2024)",
     )
     server_learning_rate: float = Field(1.0, gt=0, description="step along the mean update; 1 is plain averaging")
-    server_beta1: float = Field(0.9, ge=0, lt=1, description="FedAdam's momentum")
-    server_beta2: float = Field(0.99, ge=0, lt=1, description="FedAdam's decay of squared updates")
-    server_tau: float = Field(1e-3, gt=0, description="FedAdam's degree of adaptivity")
+    server_beta1: float = Field(0.9, ge=0, lt=1, description="momentum of fedadam, adam and adam-bc")
+    server_beta2: float = Field(0.99, ge=0, lt=1, description="decay of squared updates in fedadam, adam and adam-bc")
+    server_tau: float = Field(
+        1e-3, gt=0, description="degree of adaptivity: fedadam and adam add it to the divisor, adam-bc's divisor is at least this"
+    )
     server_averaging: float = Field(
         0.0,
         ge=0,

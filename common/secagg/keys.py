@@ -113,6 +113,17 @@ class EphemeralKeys:
         ends = (self.share_key, peer.share_key) if outgoing else (peer.share_key, self.share_key)
         return context.derive(_exchange(self.__share, peer.share_key, peer.silo), "share channel", *ends)
 
+    def to_disk(self) -> bytes:
+        """Both private keys, 64 bytes, for a file that only the silo can read, until the round is over."""
+        return self.__mask.private_bytes_raw() + self.__share.private_bytes_raw()
+
+    @classmethod
+    def from_disk(cls, data: bytes) -> EphemeralKeys:
+        """What :meth:`to_disk` gave; :class:`SecAggError` for anything else."""
+        if len(data) != 2 * KEY_BYTES:
+            raise SecAggError(f"the keys of a round have {2 * KEY_BYTES} bytes, not {len(data)}")
+        return cls(*(X25519PrivateKey.from_private_bytes(part) for part in (data[:KEY_BYTES], data[KEY_BYTES:])))
+
     def __repr__(self) -> str:
         return "EphemeralKeys()"
 

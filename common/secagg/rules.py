@@ -81,4 +81,3 @@ class Rules:
         if advertised <= SMALL:
             return complete(advertised, self.least, corrupt=corrupt)
         return plan(advertised, dropout=float(Fraction(advertised - self.least, advertised)), corrupt=corrupt)
-

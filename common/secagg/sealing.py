@@ -43,6 +43,15 @@ class SharePair:
         """Number of the silo that holds them."""
         return self.seed.silo
 
+    def to_bytes(self) -> bytes:
+        """140 bytes: the share of the seed, then that of the key."""
+        return self.seed.to_bytes() + self.mask_secret.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SharePair:
+        """What :meth:`to_bytes` wrote; :class:`SecAggError` for anything else."""
+        return cls(Share.from_bytes(data[:SHARE_BYTES]), Share.from_bytes(data[SHARE_BYTES:]))
+
 
 def seal(key: bytes, context: RoundContext, sender: int, receiver: int, shares: SharePair) -> bytes:
     """``shares`` of the silo ``sender`` for ``receiver``: nonce, ciphertext, tag; ``SEALED_BYTES`` = 168 bytes.
@@ -60,7 +69,7 @@ def seal(key: bytes, context: RoundContext, sender: int, receiver: int, shares: 
     if shares.holder != receiver:
         raise SecAggError(f"the shares of silo {shares.holder} were to be sealed for silo {receiver}")
     nonce = os.urandom(NONCE_BYTES)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, shares.seed.to_bytes() + shares.mask_secret.to_bytes(), bound)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, shares.to_bytes(), bound)
 
 
 def unseal(key: bytes, context: RoundContext, sender: int, receiver: int, box: bytes) -> SharePair:
@@ -83,7 +92,7 @@ def unseal(key: bytes, context: RoundContext, sender: int, receiver: int, box: b
         raise SecAggError(
             f"the sealed shares from silo {sender} for silo {receiver} were altered, or are of another pair or round"
         ) from None
-    shares = SharePair(Share.from_bytes(plain[:SHARE_BYTES]), Share.from_bytes(plain[SHARE_BYTES:]))
+    shares = SharePair.from_bytes(plain)
     if shares.holder != receiver:
         raise SecAggError(f"silo {sender} sealed shares of silo {shares.holder} for silo {receiver}")
     return shares

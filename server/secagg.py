@@ -1,0 +1,175 @@
+"""The coordinator's part in a secure sum: it relays what silos say to each other, and takes the masks off the sum.
+
+Stages and messages are those of ``common.secagg.messages``. Each method takes the answers to one stage and gives the questions of
+the next. Silos that do not answer a stage are left out of the next ones; if too few are left there is no sum. The masked vectors are
+added up as they come and not kept.
+
+What comes from a silo is checked here, too, so that a faulty one is found where it shows. The secrecy of the vectors does not rest
+on that, but on what silos check (``client.secagg``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from common.errors import SecAggError
+from common.privacy.signing import verify
+from common.secagg.context import RoundContext
+from common.secagg.graph import Graph, draw, graph_seed
+from common.secagg.keys import Advertisement, recovered_pair_mask, verify_advertisements
+from common.secagg.masks import Mask, apply_masks, self_mask
+from common.secagg.messages import (
+    BOX_RECORD,
+    Secret,
+    pack,
+    pack_advertisements,
+    pack_survivors,
+    survivors_statement,
+    unpack,
+    unpack_revealed,
+)
+from common.secagg.roster import KeyRoster
+from common.secagg.rules import Rules
+from common.secagg.shamir import Share, combine
+
+Words = NDArray[np.unsignedinteger[Any]]
+
+
+class SecureSum:
+    """One attempt at one sum; its methods are called once each, in the order in which they stand here.
+
+    Parameters
+    ----------
+    context:
+        Run and round.
+    rules, roster:
+        How many silos it takes, and their keys.
+    dtype, length:
+        Of the vectors: uint32 or uint64, ``(length,)``.
+
+    Raises
+    ------
+    SecAggError
+        From every method: if an answer is forged, altered or of another round, or too few silos are left.
+    """
+
+    def __init__(self, context: RoundContext, rules: Rules, roster: KeyRoster, dtype: DTypeLike, length: int) -> None:
+        if len(roster) != rules.silos:
+            raise SecAggError(f"the roster has {len(roster)} silos, the configuration {rules.silos}")
+        self.context, self.rules, self.roster = context, rules, roster
+        self.total: Words = np.zeros(length, dtype)
+        self.ads: dict[int, Advertisement] = {}
+        self.graph: Graph | None = None
+        self.sharers: tuple[int, ...] = ()
+        self.signatures: dict[int, bytes] = {}
+        self._added: set[int] = set()
+
+    def advertised(self, replies: Mapping[int, bytes]) -> bytes:
+        """From each silo's advertisement to the list that all who are there get."""
+        self._enough(replies, "showed their keys")
+        found = [_advertisement(silo, reply) for silo, reply in replies.items()]
+        self.ads = verify_advertisements(found, self.roster.by_silo, self.context)
+        self.graph = draw(self.rules.plan(len(self.ads)), self.ads, self._seed)
+        return pack_advertisements(self.ads.values())
+
+    def shared(self, replies: Mapping[int, bytes]) -> dict[int, bytes]:
+        """From the boxes of each silo, by receiver, to those for each silo, by sender: only silos that shared get any."""
+        self._enough(replies, "shared their secrets")
+        graph = self._drawn()
+        boxes = {silo: unpack(reply, BOX_RECORD, f"sealed shares of silo {silo}") for silo, reply in replies.items()}
+        for silo, own in boxes.items():
+            if tuple(own) != graph.neighbours(silo):
+                raise SecAggError(f"silo {silo} did not share its secrets with its neighbours, but with silos {sorted(own)}")
+        self.sharers = tuple(sorted(boxes))
+        return {
+            receiver: pack({sender: boxes[sender][receiver] for sender in graph.neighbours(receiver) if sender in boxes})
+            for receiver in self.sharers
+        }
+
+    def add(self, silo: int, words: Words) -> None:
+        """Add the masked vector of ``silo`` to the sum."""
+        if silo not in self.sharers or silo in self._added:
+            raise SecAggError(f"silo {silo} has no vector, or has given one already, in this round")
+        if words.dtype != self.total.dtype or words.shape != self.total.shape:
+            raise SecAggError(
+                f"the vector of silo {silo} is {words.dtype} {words.shape}, not {self.total.dtype} {self.total.shape}"
+            )
+        self.total += words
+        self._added.add(silo)
+
+    @property
+    def survivors(self) -> tuple[int, ...]:
+        """Those whose vectors are in the sum."""
+        return tuple(sorted(self._added))
+
+    def summed(self) -> bytes:
+        """The list of survivors that each of them is asked to sign."""
+        self._enough(self._added, "gave their vectors")
+        self._drawn().check_survivors(self._added)
+        return pack_survivors(self._added)
+
+    def signed(self, replies: Mapping[int, bytes]) -> bytes:
+        """From the survivors' signatures to the quorum of them that opens the sum."""
+        statement = survivors_statement(self.context, self._seed, self._added)
+        for silo, signature in replies.items():
+            if silo not in self._added or not verify(self.roster.by_silo[silo], signature, statement):
+                raise SecAggError(f"silo {silo} did not sign the survivors of this round")
+        quorum = self._drawn().plan.quorum
+        if len(replies) < quorum:
+            raise SecAggError(f"{len(replies)} silos signed the survivors; a quorum is {quorum}")
+        self.signatures = {silo: replies[silo] for silo in sorted(replies)[:quorum]}
+        return pack(self.signatures)
+
+    def unmasked(self, replies: Mapping[int, bytes]) -> Words:
+        """From the revealed shares to the sum of the survivors' vectors, modulo ``2^b``."""
+        seeds: dict[int, list[Share]] = {silo: [] for silo in self._added}
+        keys: dict[int, list[Share]] = {silo: [] for silo in self.sharers if silo not in self._added}
+        for holder, reply in replies.items():
+            for owner, (kind, share) in unpack_revealed(reply).items():
+                wanted = seeds if kind is Secret.SEED else keys
+                if owner not in wanted or share.silo != holder:
+                    raise SecAggError(f"silo {holder} revealed a share of silo {owner} that nobody asked for, or another's")
+                wanted[owner].append(share)
+        threshold, graph = self._drawn().plan.threshold, self._drawn()
+        masks: list[Mask] = []
+        for owner, shares in seeds.items():
+            masks.append(self_mask(_combined(shares, threshold, owner), self.context, owner))
+        for owner, shares in keys.items():
+            beside = [peer for peer in graph.neighbours(owner) if peer in self._added]
+            if beside:
+                secret = _combined(shares, threshold, owner)
+                masks += [recovered_pair_mask(secret, self.context, self.ads[owner], self.ads[peer]) for peer in beside]
+        apply_masks(self.total, [mask.removal() for mask in masks])
+        return self.total
+
+    @property
+    def _seed(self) -> bytes:
+        return graph_seed(self.context, self.ads.values())
+
+    def _drawn(self) -> Graph:
+        if self.graph is None:
+            raise SecAggError("no silo has shown its keys yet")
+        return self.graph
+
+    def _enough(self, silos: Iterable[int], what: str) -> None:
+        found = len(tuple(silos))
+        if found < self.rules.least:
+            raise SecAggError(f"{found} of {self.rules.silos} silos {what}; a sum takes {self.rules.least} or more")
+
+
+def _advertisement(silo: int, reply: bytes) -> Advertisement:
+    found = Advertisement.from_bytes(reply)
+    if found.silo != silo:
+        raise SecAggError(f"silo {silo} showed the keys of silo {found.silo}")
+    return found
+
+
+def _combined(shares: Iterable[Share], threshold: int, owner: int) -> bytes:
+    try:
+        return combine(shares, threshold)
+    except SecAggError as error:
+        raise SecAggError(f"the secret of silo {owner}: {error}") from None
