@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client.release import answer
 from client.silo import Place, Silo, open_silo
-from client.wire import read_adapter_request, read_request
+from client.wire import read_adapter_request, read_request, read_sum_request
 from common.protocol import read_run_config
 
 app = ClientApp()
@@ -38,6 +38,36 @@ def train(message: Message, context: Context) -> Message:
 def metrics(message: Message, context: Context) -> Message:
     """How good is the adapter on what the silo held out? Protected; asked once, after the last round."""
     return answer(message, lambda: _silo(context).metrics(read_adapter_request(message)))
+
+
+@app.query("advertise")
+def advertise(message: Message, context: Context) -> Message:
+    """With which keys does the silo take part in a secure sum?"""
+    return answer(message, lambda: _silo(context).advertise(read_sum_request(message)))
+
+
+@app.query("share")
+def share(message: Message, context: Context) -> Message:
+    """Shares of the secrets behind the silo's masks, sealed for the other silos."""
+    return answer(message, lambda: _silo(context).share(read_sum_request(message)))
+
+
+@app.query("mask")
+def mask(message: Message, context: Context) -> Message:
+    """What would the silo answer? Protected, and under masks that only come off the sum."""
+    return answer(message, lambda: _silo(context).mask(read_sum_request(message)))
+
+
+@app.query("sign")
+def sign(message: Message, context: Context) -> Message:
+    """Are these the silos in the sum?"""
+    return answer(message, lambda: _silo(context).sign(read_sum_request(message)))
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """One share of each silo's secrets, so that the masks come off the sum."""
+    return answer(message, lambda: _silo(context).reveal(read_sum_request(message)))
 
 
 def _silo(context: Context) -> Silo:

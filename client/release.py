@@ -27,19 +27,21 @@ from common.errors import (
     ModelError,
     PolicyRefused,
     PrivacyError,
+    SecAggError,
 )
 from common.protocol import Fields, Refusal, check_reply
 
 log = logging.getLogger("silorec.client")
 
 #: The texts of these speak of the configuration, of public models, of the request, and of the silo's own budget.
-_SPEAKS_OF_NO_USER = (Refusal, ConfigError, AssetError, ModelError, BudgetExhausted, PolicyRefused, LedgerError)
+_SPEAKS_OF_NO_USER = (Refusal, ConfigError, AssetError, ModelError, BudgetExhausted, PolicyRefused, LedgerError, SecAggError)
 
 _CODES: tuple[tuple[type[Exception], ErrorCode], ...] = (
     (ConfigError, ErrorCode.BAD_REQUEST),
     (BudgetExhausted, ErrorCode.BUDGET_EXHAUSTED),
     (LedgerError, ErrorCode.LEDGER_UNAVAILABLE),
     (PrivacyError, ErrorCode.POLICY_REFUSED),
+    (SecAggError, ErrorCode.SECAGG_REFUSED),
     (DataError, ErrorCode.DATA_UNAVAILABLE),
     (AssetError, ErrorCode.DATA_UNAVAILABLE),
     (OSError, ErrorCode.DATA_UNAVAILABLE),

@@ -5,8 +5,8 @@ messages. It has its own roster; it checks every signature; it takes part in an 
 alone; and it answers every stage once: the same message again gets the same answer, another one is refused.
 
 What must be remembered between stages lies on the silo's disk (:class:`FileMemory`): Flower may play each message in another
-process, and a silo that forgot for which survivors it has revealed shares could be asked for the others. What is no longer needed is
-taken off the disk as the stages pass: after masking the silo's own secrets, after revealing all shares.
+process, and a silo that forgot for which survivors it has revealed shares could be asked for the others. What is no longer needed
+is taken off the disk as the stages pass: after masking the silo's own secrets, after revealing all shares.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class FileMemory:
                 state = json.loads(before)
             except ValueError:
                 raise SecAggError(
-                    f"{self.path}: damaged, and without it the silo cannot know what it has revealed; restore it, or start another run"
+                    f"{self.path}: damaged, and without it the silo cannot know what it has revealed; "
+                    "restore it, or start another run"
                 ) from None
             yield state
             after = json.dumps(state).encode()

@@ -9,20 +9,21 @@ for a round that was answered is refused.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from client.releases import SALT_BYTES, Kept, Released, kept_answer, read_kept, release, write_kept
+from client.secagg import FileMemory, Participant
 from common.config import Config
 from common.errors import ConfigError, ErrorCode
 from common.privacy.accountant import epsilon
-from common.privacy.entries import Chain
-from common.privacy.entry import Commitment
+from common.privacy.chacha import SeededStream
 from common.privacy.events import Event
 from common.privacy.filter import best_order
 from common.privacy.ledger import Ledger
@@ -31,23 +32,36 @@ from common.privacy.policy import Policy, Proposal
 from common.privacy.signing import create_key, load_key
 from common.privacy.store import make_folder
 from common.protocol import (
+    ADVERTISE,
     COUNT,
     ENROL,
+    MASK,
     METRICS,
     PROTOCOL_VERSION,
+    REVEAL,
+    SHARE,
+    SIGN,
+    SUMMED,
     TRAIN,
     AdapterRequest,
     Fields,
     Refusal,
     Request,
+    SumRequest,
     answer_digest,
     check_adapter_request,
     check_request,
     config_hash,
     question_digest,
+    release_question,
     round_of,
     silo_seed,
 )
+from common.secagg.coding import coding_of, mechanism_of, weights_of
+from common.secagg.roster import ROSTER, KeyRoster, read_roster, write_roster
+from common.secagg.rules import Rules
+
+log = logging.getLogger("silorec.client")
 
 LEDGER, KEY = "ledger.sqlite", "ledger.key"
 
@@ -64,6 +78,8 @@ class Place:
         Where the ledger lies; needed in private modes and by every silo that is deployed.
     data:
         The silo's own data; None takes its part of the simulated population.
+    roster:
+        The silo's own copy of the consortium's roster; needed for secure aggregation.
     simulated:
         Nobody is behind this silo: its ledger is opened by itself, with a policy that allows the run and nothing beyond it.
     """
@@ -71,12 +87,13 @@ class Place:
     index: int
     folder: Path | None = None
     data: Path | None = None
+    roster: Path | None = None
     simulated: bool = False
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any], out: str | None = None) -> Place:
-        """Read a SuperNode's ``--node-config``: ``silo``, ``data`` and ``state``; or, in a simulation, Flower's
-        ``partition-id``, which takes its folder from the run's ``out``.
+        """Read a SuperNode's ``--node-config``: ``silo``, ``data``, ``state`` and ``roster``; or, in a simulation, Flower's
+        ``partition-id``, which takes its folder and the roster from the run's ``out``.
 
         Raises
         ------
@@ -87,12 +104,14 @@ class Place:
             if "partition-id" not in node_config:
                 raise ConfigError('this node is no silo: give --node-config \'silo=0 data="path" state="folder"\'')
             index = int(node_config["partition-id"])
-            folder = Path(out) / "silos" / str(index) if out else None
-            return cls(index, folder, simulated=True)
+            if not out:
+                return cls(index, simulated=True)
+            return cls(index, folder_of(Path(out), index), roster=Path(out) / ROSTER, simulated=True)
         missing = [key for key in ("data", "state") if not node_config.get(key)]
         if missing:
             raise ConfigError(f"--node-config lacks {missing[0]!r}: a silo has its own data and keeps its own ledger")
-        return cls(int(node_config["silo"]), Path(str(node_config["state"])), Path(str(node_config["data"])))
+        roster = Path(str(node_config["roster"])) if node_config.get("roster") else None
+        return cls(int(node_config["silo"]), Path(str(node_config["state"])), Path(str(node_config["data"])), roster)
 
 
 class Silo:
@@ -109,6 +128,7 @@ class Silo:
         self.plan: PrivacyPlan = replace(plan, hardened=hardens_noise(config, place))
         self._data: Any = None
         self._opened: Ledger | None = None
+        self._taking_part: Participant | None = None
 
     def enrol(self, request: Request) -> Fields:
         """Say which silo this is."""
@@ -117,37 +137,144 @@ class Silo:
 
     def count(self, request: Request) -> Fields:
         """Protected interactions per item, float32 ``(n_items,)``."""
-        from client.trainer import release_counts
-
-        check_request(request, COUNT, self.config)
-        return self._release(
-            COUNT, request, self.plan.count_event(), lambda: {"count": release_counts(self.data, self.config, self.plan)}
-        )
+        return self._plainly(COUNT, request)
 
     def train(self, request: AdapterRequest) -> Fields:
         """Protected change of the adapter after local training, float32 ``(n_parameters,)``."""
-        from client.trainer import train_round
-
-        def update() -> Fields:
-            model = self._model_of(request)
-            seed = silo_seed(self.config.run.seed, self.place.index, request.round)
-            result = train_round(model, self.data, self.config, self.plan, round_number=request.round, silo_seed=seed)
-            return {"update": result.update}
-
-        self._check(TRAIN, request)
-        return self._release(TRAIN, request, self.plan.train_event(request.round), update)
+        return self._plainly(TRAIN, request)
 
     def metrics(self, request: AdapterRequest) -> Fields:
         """Protected figures of the adapter's quality on what this silo held out, float32 ``(2,)``."""
-        from client.trainer import release_metrics
+        return self._plainly(METRICS, request)
 
-        def measure() -> Fields:
-            return {"metrics": release_metrics(self._model_of(request), self.data, self.config, self.plan)}
+    def advertise(self, request: SumRequest) -> Fields:
+        """The silo's keys for one attempt at a secure sum, signed."""
+        return {"advertisement": self._participant(ADVERTISE, request).advertise(request.round_id)}
 
-        self._check(METRICS, request)
-        if self.plan.withholds_metrics:
+    def share(self, request: SumRequest) -> Fields:
+        """Shares of this silo's secrets, sealed for its neighbours; the request holds everybody's keys."""
+        return {"shares": self._participant(SHARE, request).share(request.round_id, request.payload)}
+
+    def mask(self, request: SumRequest) -> Fields:
+        """The answer to the question, under masks; the request holds the question, and what neighbours sealed for this silo."""
+        taking_part = self._participant(MASK, request)
+        asked = request.asked()
+        if question_digest(request.action, asked) != request.question:
+            raise Refusal(ErrorCode.BAD_REQUEST, "the question is not the one for which this sum was begun")
+        self._work(request.action, asked)  # refuses what cannot be answered, before anything is noted
+        taking_part.receive(request.round_id, request.payload)
+        name = request.round_id.hex()
+        path = None if self.place.folder is None else kept_answer(self.place.folder, request.config_hash, MASK)
+        if path is not None and taking_part.has_masked(request.round_id) and (kept := read_kept(path, name)) is not None:
+            return {"masked": kept.fields["masked"], "release": kept.fields["release"].tobytes()}
+        released = self._release(request.action, asked, release_question(self.plan.mode, request), masked=True)
+        words, digest = self._words(request.action, request.round, released.fields), bytes.fromhex(released.digest)
+
+        def keep() -> None:
+            if path is not None:
+                write_kept(path, name, Kept({"masked": words, "release": np.frombuffer(digest, np.uint8)}))
+
+        taking_part.mask(request.round_id, request.payload, words, keep)
+        return {"masked": words, "release": digest}
+
+    def sign(self, request: SumRequest) -> Fields:
+        """The silo's signature of who is in the sum."""
+        return {"signature": self._participant(SIGN, request).sign(request.round_id, request.payload)}
+
+    def reveal(self, request: SumRequest) -> Fields:
+        """One share of each peer's secrets, for the survivors that this silo and a quorum signed."""
+        return {"revealed": self._participant(REVEAL, request).reveal(request.round_id, request.payload)}
+
+    def _plainly(self, action: str, request: Request) -> Fields:
+        if self.config.is_secure:
+            raise Refusal(
+                ErrorCode.BAD_REQUEST, f"{action}: in this run the coordinator sees sums only, and asks for nothing plainly"
+            )
+        return self._release(action, request, question_digest(action, request), masked=False).fields
+
+    def _work(self, action: str, request: Request) -> tuple[Event, Callable[[], Fields]]:
+        """What the answer costs, and how it is computed: protected, but in mode ``distributed``, where it gets its noise later.
+
+        Raises
+        ------
+        Refusal
+            If the request is not in order.
+        """
+        from client import sums, trainer
+
+        config, plan, secret = self.config, self.plan, self.plan.mode == "distributed"
+        if action == COUNT:
+            check_request(request, COUNT, config)
+            counted = (
+                (lambda: sums.count_sum(self.data, True)) if secret else lambda: trainer.release_counts(self.data, config, plan)
+            )
+            return plan.count_event(), lambda: {"count": counted()}
+        if action not in SUMMED or not isinstance(request, AdapterRequest):
+            raise Refusal(ErrorCode.BAD_REQUEST, f"{action}: a silo has no such answer")
+        self._check(action, request)
+        if action == TRAIN:
+            seed = silo_seed(config.run.seed, self.place.index, request.round)
+
+            def trained() -> Any:
+                model = self._model_of(request)
+                if secret:
+                    return sums.gradient_sum(model, self.data, config, plan)
+                result = trainer.train_round(model, self.data, config, plan, round_number=request.round, silo_seed=seed)
+                return result.update
+
+            return plan.train_event(request.round), lambda: {"update": trained()}
+        if plan.withholds_metrics:
             raise Refusal(ErrorCode.BAD_REQUEST, "privacy.metrics_share = 0: this run has no figures of quality")
-        return self._release(METRICS, request, self.plan.metrics_event(), measure)
+
+        def measured() -> Any:
+            model = self._model_of(request)
+            return (
+                sums.metrics_sum(model, self.data, config) if secret else trainer.release_metrics(model, self.data, config, plan)
+            )
+
+        return plan.metrics_event(), lambda: {"metrics": measured()}
+
+    def _share_of_noise(self, action: str, fields: Fields) -> Fields:
+        """Mode ``distributed``: words of the ring, with this silo's share of the noise; alone they are hardly protected."""
+        ((name, value),) = fields.items()
+        encoded = mechanism_of(action, self.config, len(value)).protect(value)
+        self._note_clipped(action, encoded.clipped)
+        return {name: encoded.words}
+
+    def _words(self, action: str, number: int, fields: Fields) -> Any:
+        """An answer as words of the ring; in mode ``distributed`` it is that already."""
+        (value,) = fields.values()
+        if self.plan.mode == "distributed":
+            return value.copy()
+        weighted = value * value.dtype.type(weights_of(action, self.config)[self.place.index])
+        stream = None
+        if self.plan.mode == "none":  # rounding is not secret here, and a run can be repeated
+            stream = SeededStream(f"rounding/{action}/{silo_seed(self.config.run.seed, self.place.index, number)}")
+        encoded = coding_of(action, self.config, len(value)).encode(weighted, stream=stream)
+        self._note_clipped(action, encoded.clipped)
+        return encoded.words
+
+    def _note_clipped(self, action: str, clipped: int) -> None:
+        """On this silo's own log; how many there are is not told to anybody."""
+        if clipped:
+            log.warning("%s: %d numbers were beyond the range of the sum and were cut off", action, clipped)
+
+    def _participant(self, stage: str, request: SumRequest) -> Participant:
+        check_request(request, stage, self.config)
+        if not self.config.is_secure:
+            raise Refusal(ErrorCode.BAD_REQUEST, f"{stage}: this run does not aggregate securely")
+        if self._taking_part is None:
+            folder, path = self.place.folder, self.place.roster
+            if folder is None or path is None:
+                raise Refusal(ErrorCode.POLICY_REFUSED, "a secure sum takes the silo's own key and its own copy of the roster")
+            memory = FileMemory(folder / "secagg" / f"{request.config_hash[:16]}.json")
+            roster, key = read_roster(path), load_key(folder / KEY)
+            self._taking_part = Participant(self.place.index, request.config_hash, Rules.of(self.config), roster, key, memory)
+        if request.roster != self._taking_part.roster.digest:
+            raise Refusal(
+                ErrorCode.SECAGG_REFUSED, f"the coordinator has another roster than {self.place.roster}: compare the files"
+            )
+        return self._taking_part
 
     def _check(self, action: str, request: AdapterRequest) -> None:
         from common.model.resident import resident
@@ -168,7 +295,7 @@ class Silo:
     def data(self) -> Any:
         """The silo's ``SiloData``, read on first use."""
         if self._data is None:
-            from client.trainer import SiloData
+            from client.silo_data import SiloData
             from common.data.population import load_population, own_data
             from common.data.split import without_last
             from common.model.resident import resident
@@ -191,26 +318,15 @@ class Silo:
         """Put other data in the place of the silo's part of the population: for simulations that compare."""
         self._data = data
 
-    def _release(self, action: str, request: Request, event: Event, compute: Callable[[], Fields]) -> Fields:
-        """The answer that was given to the same question before; else reserve, compute, keep and commit it.
-
-        Raises
-        ------
-        Refusal
-            ``REPLAYED`` if the run has gone past this question.
-        PolicyRefused, BudgetExhausted, LedgerError
-            From the ledger; then nothing was computed.
-        """
+    def _release(self, action: str, request: Request, question: str, *, masked: bool) -> Released:
+        """The answer to a question: given before, or paid for and computed; see :func:`client.releases.release`."""
+        event, compute = self._work(action, request)
+        if masked and self.plan.mode == "distributed":
+            plain, compute = compute, lambda: self._share_of_noise(action, plain())
         folder = self.place.folder
         if folder is None:
-            return compute()
-        ledger, question = self._ledger(folder), question_digest(action, request)
-        past = _past(ledger.refresh(), request.config_hash, action)
-        path = kept_answer(folder, request.config_hash, action)
-        kept = _read_released(path, question)
-        if kept is not None and _is_paid(ledger, past, question, answer_digest(action, kept)):
-            return kept
-        self._check_new(past, action, round_of(request), question)
+            fields = compute()
+            return Released(fields, answer_digest(action, fields, secrets.token_bytes(SALT_BYTES) if masked else b""))
         proposal = Proposal(
             run=request.config_hash,
             coordinator=self.config.federation.coordinator,
@@ -220,11 +336,8 @@ class Silo:
             event=event,
             declared_users=self.config.federation.declared_users[self.place.index],
         )
-        reservation = ledger.reserve(proposal, question)
-        answer = compute()
-        _write_released(path, question, answer)
-        ledger.commit(reservation.seq, answer_digest(action, answer))
-        return answer
+        again = self.plan.mode == "distributed"
+        return release(self._ledger(folder), folder, proposal, question, compute, salted=masked, again=again)
 
     def _ledger(self, folder: Path) -> Ledger:
         if self._opened is None:
@@ -236,53 +349,6 @@ class Silo:
             else:
                 self._opened = Ledger.open(path, load_key(key))
         return self._opened
-
-    def _check_new(self, past: Sequence[Past], action: str, number: int, question: str) -> None:
-        """A run goes forward: no round before one that was reserved, no second question for one that was answered."""
-        for release in past:
-            if release.round > number or (release.round == number and release.answer and release.question != question):
-                raise Refusal(
-                    ErrorCode.REPLAYED,
-                    f"silo {self.place.index}: {action} of round {number} is asked after another question of round "
-                    f"{release.round}; a new run needs another name or seed",
-                )
-
-
-@dataclass(frozen=True)
-class Past:
-    """A release that the ledger knows: ``answer`` is the digest of what was committed, None where nothing was."""
-
-    seq: int
-    round: int
-    question: str
-    answer: str | None
-
-
-def _past(chain: Chain, run: str, action: str) -> list[Past]:
-    """The releases of one run that answered ``action``, in order."""
-    out = []
-    for entry, what in chain.reservations:
-        if what.run == run and what.action == action:
-            commitment = chain.commitments.get(entry.seq)
-            answer = commitment.what.answer if commitment and isinstance(commitment.what, Commitment) else None
-            out.append(Past(entry.seq, what.round, what.question, answer))
-    return out
-
-
-def _is_paid(ledger: Ledger, past: Sequence[Past], question: str, answer: str) -> bool:
-    """Whether an answer that is kept may leave: it was committed, or paid for by a process that died before it could say so."""
-    same = [release for release in past if release.question == question]
-    if any(release.answer == answer for release in same):
-        return True
-    unanswered = [release.seq for release in same if release.answer is None]
-    if unanswered:
-        ledger.commit(unanswered[-1], answer)
-    return bool(unanswered)
-
-
-def kept_answer(folder: Path, run: str, action: str) -> Path:
-    """Where the latest answer to ``action`` in a run is kept."""
-    return folder / "answers" / f"{run[:16]}-{action.removeprefix('query.')}.safetensors"
 
 
 def hardens_noise(config: Config, place: Place) -> bool:
@@ -306,9 +372,28 @@ def policy_of_a_simulation(plan: PrivacyPlan, index: int, config: Config) -> Pol
         delta=plan.delta,
         order=best_order(events, plan.delta),
         modes=(plan.mode,),
+        max_honest_silos=plan.honest or None,
         coordinators=("any",),
         declared_users=declared,
     )
+
+
+def folder_of(out: Path, index: int) -> Path:
+    """Where a simulation keeps what belongs to one silo."""
+    return out / "silos" / str(index)
+
+
+def make_simulated_roster(out: Path, n_silos: int) -> KeyRoster:
+    """Keys for silos that nobody is behind, and the roster of them at ``out/roster.toml``; those that are there are kept."""
+    keys = []
+    for index in range(n_silos):
+        folder = folder_of(out, index)
+        make_folder(folder)
+        path = folder / KEY
+        keys.append((load_key(path) if path.exists() else create_key(path)).public_key)
+    roster = KeyRoster(tuple(f"silo-{index}" for index in range(n_silos)), tuple(keys))
+    write_roster(out / ROSTER, roster)
+    return roster
 
 
 def open_silo(config: Config, place: Place) -> Silo:
@@ -322,25 +407,3 @@ def open_silo(config: Config, place: Place) -> Silo:
 
 
 _OPEN: dict[tuple[str, Place], Silo] = {}
-
-
-def _read_released(path: Path, question: str) -> Fields | None:
-    """What lies at ``path`` if it answers the same question; a damaged file answers nothing, which costs budget, not privacy."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            if json.loads((file.metadata() or {}).get("silorec", "{}")).get("question") == question:
-                return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError):
-        return None
-    return None
-
-
-def _write_released(path: Path, question: str, answer: Mapping[str, NDArray[np.float32]]) -> None:
-    from safetensors.numpy import save
-
-    from common.durable import write_durably
-
-    arrays = {name: np.ascontiguousarray(value) for name, value in answer.items()}
-    write_durably(path, save(arrays, {"silorec": json.dumps({"question": question})}))

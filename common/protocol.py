@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 
 from common.config import Config, load, to_dict
 from common.errors import ConfigError, ErrorCode, FederationError, SilorecError
+from common.secagg.context import MAX_SILOS
+from common.secagg.keys import ADVERTISEMENT_BYTES
+from common.secagg.messages import BOX_RECORD, REVEALED_RECORD, SIGNATURE_BYTES, round_id
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: Who are you: the silo's place in the roster, which is public.
 ENROL = "query.enrol"
@@ -35,15 +38,37 @@ TRAIN = "train"
 #: Protected figures of an adapter's quality on interactions that the silo held out; asked once, after the last round.
 METRICS = "query.metrics"
 
-Kind = Literal["integer", "vector"]
+#: What a silo answers with a vector. In a secure sum it never leaves as it is: the stages below take its place.
+SUMMED = (COUNT, TRAIN, METRICS)
 
-#: What leaves a silo, by action; nothing else may. ``vector`` is a finite float32 array of shape ``(length,)``.
+#: The stages of a secure sum, in order; see ``common.secagg.messages`` for what is in their bytes.
+ADVERTISE, SHARE, MASK, SIGN, REVEAL = "query.advertise", "query.share", "query.mask", "query.sign", "query.reveal"
+
+Kind = Literal["integer", "vector", "words", "digest", "bytes"]
+
+#: What leaves a silo, by action; nothing else may. ``vector`` is a finite float32 array of shape ``(length,)``, ``words`` one of
+#: uint32 or uint64, ``digest`` 32 bytes, ``bytes`` a list of records of the size that :data:`RECORDS` gives.
 RELEASED: Mapping[str, Mapping[str, Kind]] = MappingProxyType(
     {
         ENROL: MappingProxyType({"silo": "integer", "protocol": "integer"}),
         COUNT: MappingProxyType({"count": "vector"}),
         TRAIN: MappingProxyType({"update": "vector"}),
         METRICS: MappingProxyType({"metrics": "vector"}),
+        ADVERTISE: MappingProxyType({"advertisement": "bytes"}),
+        SHARE: MappingProxyType({"shares": "bytes"}),
+        MASK: MappingProxyType({"masked": "words", "release": "digest"}),
+        SIGN: MappingProxyType({"signature": "bytes"}),
+        REVEAL: MappingProxyType({"revealed": "bytes"}),
+    }
+)
+
+#: Size of the records in a field of bytes, and how many there may be: one, or one for each silo.
+RECORDS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "advertisement": (ADVERTISEMENT_BYTES, 1),
+        "shares": (BOX_RECORD, MAX_SILOS),
+        "signature": (SIGNATURE_BYTES, 1),
+        "revealed": (REVEALED_RECORD, MAX_SILOS),
     }
 )
 
@@ -55,12 +80,13 @@ FINAL = frozenset(
         ErrorCode.BUDGET_EXHAUSTED,
         ErrorCode.POLICY_REFUSED,
         ErrorCode.REPLAYED,
+        ErrorCode.SECAGG_REFUSED,
     },
 )
 
 #: Keys of Flower's ``run_config`` that are no settings of the run but of the process that runs it.
 APP_PREFIX = "app."
-APP_KEYS = frozenset({"app.out", "app.key"})
+APP_KEYS = frozenset({"app.out", "app.key", "app.roster"})
 
 Fields = Mapping[str, Any]
 
@@ -97,9 +123,45 @@ class AdapterRequest(Request):
     vector: NDArray[np.float32] = field(repr=False)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SumRequest(Request):
+    """One stage of a secure sum of the answers to a question that is put to all silos.
+
+    ``nonce`` (32 bytes) is the coordinator's for this attempt. ``question`` is the :func:`question_digest` of what is summed, the
+    answers to ``action`` in round ``round``; ``roster`` the digest of the coordinator's roster; ``payload`` what the stage needs.
+    In the stage :data:`MASK` the question itself comes along: ``vector`` and ``manifest_hash``, where it is about an adapter.
+    """
+
+    action: str
+    round: int
+    question: str
+    nonce: bytes
+    roster: str
+    payload: bytes = field(default=b"", repr=False)
+    manifest_hash: str = ""
+    vector: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @property
+    def round_id(self) -> bytes:
+        """The name of the attempt, 32 bytes."""
+        return round_id(self.nonce, self.question)
+
+    def asked(self) -> Request:
+        """What is to be answered in the stage :data:`MASK`, as if it were asked plainly."""
+        if self.vector is None:
+            return Request(config_hash=self.config_hash, protocol=self.protocol)
+        return AdapterRequest(
+            config_hash=self.config_hash,
+            protocol=self.protocol,
+            round=self.round,
+            manifest_hash=self.manifest_hash,
+            vector=self.vector,
+        )
+
+
 def round_of(request: Request) -> int:
     """The round that a request belongs to; 0 is before training."""
-    return request.round if isinstance(request, AdapterRequest) else 0
+    return request.round if isinstance(request, AdapterRequest | SumRequest) else 0
 
 
 def statement(action: str, request: Request) -> bytes:
@@ -108,7 +170,10 @@ def statement(action: str, request: Request) -> bytes:
     if isinstance(request, AdapterRequest):
         vector = hashlib.sha256(np.ascontiguousarray(request.vector).tobytes()).hexdigest()
         said |= {"round": request.round, "manifest": request.manifest_hash, "vector": vector}
-    return b"silorec-request-2\0" + json.dumps(said, sort_keys=True).encode()
+    if isinstance(request, SumRequest):
+        said |= {"sum": request.action, "round": request.round, "question": request.question, "nonce": request.nonce.hex()}
+        said |= {"roster": request.roster, "payload": hashlib.sha256(request.payload).hexdigest()}
+    return b"silorec-request-3\0" + json.dumps(said, sort_keys=True).encode()
 
 
 def question_digest(action: str, request: Request) -> str:
@@ -116,12 +181,30 @@ def question_digest(action: str, request: Request) -> str:
     return hashlib.sha256(statement(action, request)).hexdigest()
 
 
-def answer_digest(action: str, fields: Fields) -> str:
-    """SHA-256 (hex) of an answer: its action, and each field's name and bytes. The silo's ledger and the transcript hold it."""
-    digest = hashlib.sha256(f"silorec-answer-1/{action}".encode())
+def release_question(mode: str, request: SumRequest) -> str:
+    """The digest under which ledger and transcript hold an answer that goes into a secure sum.
+
+    In mode ``distributed`` every attempt draws new noise and is charged, so it is a question of its own. In the other modes the
+    answer is the same in every attempt, and paid for once.
+    """
+    if mode != "distributed":
+        return request.question
+    return hashlib.sha256(b"silorec-attempt-1\0" + bytes.fromhex(request.question) + request.round_id).hexdigest()
+
+
+def answer_digest(action: str, fields: Fields, salt: bytes = b"") -> str:
+    """SHA-256 (hex) of an answer: its action, and each field's name and bytes. The silo's ledger and the transcript hold it.
+
+    With a secret ``salt`` it commits to the answer and tells nothing of it: for answers that leave under a mask.
+    """
+    digest = hashlib.sha256(f"silorec-answer-1/{action}".encode() + salt)
     for name in sorted(fields):
         value = fields[name]
-        content = str(value).encode() if isinstance(value, int) else np.ascontiguousarray(value, dtype="<f4").tobytes()
+        if isinstance(value, int):
+            content = str(value).encode()
+        else:
+            array = np.ascontiguousarray(value)
+            content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         digest.update(f"/{name}/{len(content)}/".encode() + content)
     return digest.hexdigest()
 
@@ -193,8 +276,12 @@ def check_reply(action: str, fields: Mapping[str, Any], length: int | None = Non
         value = fields[name]
         if kind == "integer":
             problem = "" if type(value) is int and value >= 0 else "is not an integer from 0"
-        else:
+        elif kind == "vector":
             problem = _vector_problem(value, length)
+        elif kind == "words":
+            problem = _words_problem(value, length)
+        else:
+            problem = _bytes_problem(value, *((32, 1) if kind == "digest" else RECORDS[name]))
         if problem:
             raise FederationError(f"a reply to {action!r}: {name} {problem}")
 
@@ -245,4 +332,16 @@ def _vector_problem(value: Any, length: int | None) -> str:
         return f"has {len(value)} numbers, expected {length}"
     if not np.isfinite(value).all():
         return "holds numbers that are not finite"
+    return ""
+
+
+def _words_problem(value: Any, length: int | None) -> str:
+    if not isinstance(value, np.ndarray) or value.dtype not in (np.uint32, np.uint64) or value.ndim != 1:
+        return "is not a vector of uint32 or uint64"
+    return "" if length is None or len(value) == length else f"has {len(value)} numbers, expected {length}"
+
+
+def _bytes_problem(value: Any, size: int, most: int) -> str:
+    if not isinstance(value, bytes) or not value or len(value) % size or len(value) > size * most:
+        return f"is not a list of 1 to {most} records of {size} bytes"
     return ""

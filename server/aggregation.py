@@ -1,102 +1,223 @@
-"""From the silos' updates to the next adapter: a weighted mean, then a server optimiser.
+"""From what each silo answers to one sum: plainly, or so that the coordinator never sees an answer.
 
-Updates play the part of a gradient (Reddi et al. 2021, "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2:
-the pseudo-gradient ``Δ_t`` is the mean of the silos' differences). An optimiser is a step with a state that is a table of
-vectors, so that a checkpoint can hold it; a new one is registered by name and changes nothing else here.
-
-Sums run in float64 and in the order of the roster, so that the result does not depend on who answered first.
+Both ways put the same question to the same silos and give the same sum, up to the fixed-point rounding of the second. Sums run in
+float64 and in the order of the roster, so that the result does not depend on who answered first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import FederationConfig
-from common.errors import FederationError
+from common.config import Config
+from common.errors import ConfigError, ErrorCode, FederationError
+from common.privacy.transcript import Transcript
+from common.protocol import (
+    ADVERTISE,
+    MASK,
+    REVEAL,
+    SHARE,
+    SIGN,
+    AdapterRequest,
+    Request,
+    SumRequest,
+    question_digest,
+    round_of,
+)
+from common.secagg.coding import coding_of, weights_of
+from common.secagg.context import RoundContext
+from common.secagg.messages import NONCE_BYTES
+from common.secagg.roster import KeyRoster
+from common.secagg.rules import Rules
+from server.exchange import Exchange
+from server.secagg import SecureSum
 
-AVERAGE = "average"
+log = logging.getLogger("silorec.server")
 
-OptimiserState = Mapping[str, NDArray[np.float64]]
-Step = Callable[[NDArray[np.float32], NDArray[np.float64], OptimiserState, FederationConfig], "Stepped"]
+#: How often a secure sum is begun anew when too many silos vanish from it.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Stepped:
-    """The adapter after a step, float32 ``(n,)``, and the optimiser's state."""
+class Sum:
+    """``total`` is ``Σ w_i·x_i`` over ``silos``, float64 ``(n,)``, ``weight`` is ``Σ w_i``; ``refusals`` says why not others."""
 
-    vector: NDArray[np.float32]
-    state: OptimiserState
+    total: NDArray[np.float64]
+    weight: float
+    silos: tuple[int, ...]
+    refusals: Mapping[int, ErrorCode] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """``Σ w_i·x_i / Σ w_i``."""
+        return self.total / self.weight
 
 
-def weighted_mean(updates: Mapping[int, NDArray[np.float32]], weights: Mapping[int, float]) -> NDArray[np.float64]:
-    """``Σ w_i·u_i / Σ w_i`` over the silos that answered.
+class Aggregation(Protocol):
+    """A way to a sum."""
+
+    def ask(self, action: str, request: Request, *, what: str, length: int) -> Sum:
+        """The sum of the silos' answers to one question, vectors of ``length`` numbers; ``what`` names the stage in errors.
+
+        Raises
+        ------
+        FederationError
+            If too few silos answer.
+        """
+        ...
+
+
+class PlainAggregation:
+    """The coordinator sees each silo's answer, and adds them up."""
+
+    def __init__(self, silos: Exchange, config: Config) -> None:
+        self.silos, self.config = silos, config
+
+    def ask(self, action: str, request: Request, *, what: str, length: int) -> Sum:
+        """See :class:`Aggregation`."""
+        answers = self.silos.ask(action, request, what=what, length=length)
+        weights = weights_of(action, self.config)
+        total = np.zeros(length, dtype=np.float64)
+        for silo, fields in answers.fields.items():
+            (vector,) = fields.values()
+            total += weights[silo] * vector.astype(np.float64)
+        return Sum(total, sum(weights[silo] for silo in answers.fields), tuple(answers.fields), answers.refusals)
+
+
+class SecureAggregation:
+    """The coordinator sees the sum, and of each answer a vector that looks like noise; see docs/secure-aggregation.md.
 
     Parameters
     ----------
-    updates:
-        Silo to float32 ``(n,)``.
-    weights:
-        Silo to declared weight; at least those of ``updates``.
-
-    Returns
-    -------
-    float64 ``(n,)``.
+    roster:
+        The coordinator's copy of the consortium's roster.
+    transcript:
+        Notes for each attempt who was in it and who signed for it; no secrets.
 
     Raises
     ------
-    FederationError
-        If there is no update, or their lengths differ.
+    ConfigError
+        If the roster is not one of these silos, or there are too few to hide one among others.
     """
-    if not updates:
-        raise FederationError("there is no update to average")
-    silos = sorted(updates)
-    lengths = {len(updates[silo]) for silo in silos}
-    if len(lengths) > 1:
-        raise FederationError(f"the silos' updates have different lengths: {sorted(lengths)}")
-    total = sum(float(weights[silo]) for silo in silos)
-    mean = np.zeros(lengths.pop(), dtype=np.float64)
-    for silo in silos:
-        mean += (float(weights[silo]) / total) * updates[silo].astype(np.float64)
-    return mean
+
+    def __init__(self, silos: Exchange, config: Config, roster: KeyRoster, transcript: Transcript | None = None) -> None:
+        self.silos, self.config, self.roster, self.transcript = silos, config, roster, transcript
+        self.rules = Rules.of(config)
+        if len(roster) != self.rules.silos:
+            raise ConfigError(f"the roster has {len(roster)} silos, the configuration {self.rules.silos}")
+
+    def ask(self, action: str, request: Request, *, what: str, length: int) -> Sum:
+        """See :class:`Aggregation`; an attempt that ends without a sum is made again, under new keys."""
+        for attempt in range(1, ATTEMPTS + 1):
+            one = _Attempt(self, action, request, what, length)
+            try:
+                found = one.run()
+            except FederationError as error:
+                one.note(outcome=str(error))
+                paid = one.sum.survivors and self.config.privacy.mode == "distributed"
+                if attempt == ATTEMPTS or paid:  # new noise is a new charge: not without being told to
+                    raise
+                log.warning("%s: no sum: %s; trying again under new keys", what, error)
+            else:
+                one.note(outcome="sum")
+                return found
+        raise AssertionError("unreachable")
 
 
-def fedavg(vector: NDArray[np.float32], update: NDArray[np.float64], state: OptimiserState, config: FederationConfig) -> Stepped:
-    """``x ← x + η·Δ`` (McMahan et al. 2017 for η = 1)."""
-    return Stepped((vector + config.server_learning_rate * update).astype(np.float32), {})
+class _Attempt:
+    """One attempt at one sum, stage by stage."""
+
+    def __init__(self, way: SecureAggregation, action: str, request: Request, what: str, length: int) -> None:
+        self.way, self.what, self.length = way, what, length
+        self.coding = coding_of(action, way.config, length)
+        adapter = isinstance(request, AdapterRequest)
+        self.question = SumRequest(
+            config_hash=request.config_hash,
+            action=action,
+            round=round_of(request),
+            question=question_digest(action, request),
+            nonce=secrets.token_bytes(NONCE_BYTES),
+            roster=way.roster.digest,
+            manifest_hash=request.manifest_hash if adapter else "",  # type: ignore[attr-defined]
+        )
+        self.vector = request.vector if isinstance(request, AdapterRequest) else None
+        context = RoundContext(request.config_hash, self.question.round_id)
+        self.sum = SecureSum(context, way.rules, way.roster, self.coding.dtype, length)
+        self.refusals: dict[int, ErrorCode] = {}
+
+    def run(self) -> Sum:
+        """All stages; :class:`FederationError` if too few silos are left after one of them."""
+        least = self.way.rules.least
+        keys = self.sum.advertised(self._stage(ADVERTISE, None, "advertisement", least))
+        boxes = self.sum.shared(self._stage(SHARE, dict.fromkeys(self.sum.ads, keys), "shares", least))
+        for silo, words in self._stage(MASK, boxes, "masked", least).items():
+            self.sum.add(silo, words)
+        survivors = self.sum.summed()
+        plan = self.way.rules.plan(len(self.sum.ads))
+        signed = self._stage(SIGN, dict.fromkeys(self.sum.survivors, survivors), "signature", plan.quorum)
+        quorum = self.sum.signed(signed)
+        revealed = self._stage(REVEAL, dict.fromkeys(signed, quorum), "revealed", plan.threshold)
+        return self._opened(self.sum.unmasked(revealed))
+
+    def _stage(self, stage: str, payloads: Mapping[int, bytes] | None, name: str, quorum: int) -> dict[int, Any]:
+        """The field ``name`` of each answer; ``payloads`` None asks all silos."""
+        question = replace(self.question, vector=self.vector) if stage == MASK else self.question
+        requests: Request | Mapping[int, Request] = question
+        if payloads is not None:
+            requests = {silo: replace(question, payload=payload) for silo, payload in payloads.items()}
+        length = self.length if stage == MASK else None
+        answers = self.way.silos.ask(stage, requests, what=f"{self.what}, {stage}", length=length, quorum=quorum)
+        self.refusals |= answers.refusals
+        return {silo: fields[name] for silo, fields in answers.fields.items()}
+
+    def _opened(self, words: NDArray[Any]) -> Sum:
+        silos = self.sum.survivors
+        weights = weights_of(self.question.action, self.way.config)
+        total = self.coding.decode(words, len(silos))
+        refusals = {silo: code for silo, code in self.refusals.items() if silo not in silos}
+        return Sum(total, sum(weights[silo] for silo in silos), silos, refusals)
+
+    def note(self, outcome: str) -> None:
+        """Put what the coordinator knows of this attempt into the transcript: nothing of it is secret."""
+        if self.way.transcript is None:
+            return
+        graph = self.sum.graph
+        self.way.transcript.record_sum(
+            {
+                "action": self.question.action,
+                "round": self.question.round,
+                "question": self.question.question,
+                "round_id": self.question.round_id.hex(),
+                "roster": self.question.roster,
+                "advertised": sorted(self.sum.ads),
+                "graph": self.sum.seed.hex(),
+                "degree": graph.plan.degree if graph else 0,
+                "threshold": graph.plan.threshold if graph else 0,
+                "quorum": graph.plan.quorum if graph else 0,
+                "shared": list(self.sum.sharers),
+                "survivors": list(self.sum.survivors),
+                "signatures": {str(silo): signature.hex() for silo, signature in self.sum.signatures.items()},
+                "outcome": outcome,
+            }
+        )
 
 
-def fedadam(vector: NDArray[np.float32], update: NDArray[np.float64], state: OptimiserState, config: FederationConfig) -> Stepped:
-    """Algorithm 2 of Reddi et al. with the FedAdam line: ``m ← β₁m + (1-β₁)Δ``, ``v ← β₂v + (1-β₂)Δ²``,
-    ``x ← x + η·m/(√v + τ)``, from ``m = 0`` and ``v = τ²``, without Adam's bias correction, as in the paper."""
-    beta1, beta2, tau = config.server_beta1, config.server_beta2, config.server_tau
-    m = state["m"] if "m" in state else np.zeros_like(update)
-    v = state["v"] if "v" in state else np.full_like(update, tau**2)
-    m = beta1 * m + (1 - beta1) * update
-    v = beta2 * v + (1 - beta2) * update**2
-    step = config.server_learning_rate * m / (np.sqrt(v) + tau)
-    return Stepped((vector + step).astype(np.float32), {"m": m, "v": v})
+def aggregation_of(config: Config, silos: Exchange, roster: KeyRoster | None, transcript: Transcript | None) -> Aggregation:
+    """As the configuration says.
 
-
-def averaged(stepped: Stepped, before: OptimiserState, config: FederationConfig) -> Stepped:
-    """Also keep the running average ``a ← α·a + (1-α)·x`` of adapters, from the first one (Polyak & Juditsky 1992).
-
-    Rounds go on from ``x``; :func:`kept` gives what the federation hands out. In private modes this is post-processing.
+    Raises
+    ------
+    ConfigError
+        If it says secure and there is no roster.
     """
-    alpha = config.server_averaging
-    if not alpha:
-        return stepped
-    vector = stepped.vector.astype(np.float64)
-    average = alpha * before[AVERAGE] + (1 - alpha) * vector if AVERAGE in before else vector
-    return Stepped(stepped.vector, {**stepped.state, AVERAGE: average})
-
-
-def kept(vector: NDArray[np.float32], state: OptimiserState) -> NDArray[np.float32]:
-    """What a federation hands out after a round, float32 ``(n,)``: the running average if there is one, else the last adapter."""
-    return state[AVERAGE].astype(np.float32) if AVERAGE in state else vector
-
-
-OPTIMISERS: Mapping[str, Step] = {"fedavg": fedavg, "fedadam": fedadam}
+    if not config.is_secure:
+        return PlainAggregation(silos, config)
+    if roster is None:
+        raise ConfigError("secure aggregation needs the consortium's roster: give app.roster, the path of the file")
+    return SecureAggregation(silos, config, roster, transcript)

@@ -2,7 +2,7 @@
 
 It reads the run's configuration, builds the adapter to start from, runs the federation, and writes the last adapter into the
 run's ``app.out`` folder, with the one before the first round. Where the configuration names the coordinator's key, ``app.key`` is
-the path of its private half. It holds no data but the public catalogue.
+the path of its private half; ``app.roster`` is that of the roster of the silos' keys. It holds no data but the public catalogue.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from common.config import Config
 from common.errors import ConfigError
 from common.privacy.plan import plan_for
 from common.protocol import config_hash, read_run_config
+from common.secagg.roster import ROSTER, KeyRoster, read_roster
 from server.checkpoint import START, Checkpoint, save_final
 from server.exchange import Roster, Sign
 from server.federation import RoundReport, Start, run_federation
@@ -41,7 +42,8 @@ def main(grid: Grid, context: Context) -> None:
             save_adapter(folder / START, report.vector, resident(config).manifest)
 
     sign = _signer(config, app_settings.get("key"))
-    result = run_federation(grid, config, start, roster, folder=folder, sign=sign, on_round=keep_start)
+    keys = _key_roster(config, folder, app_settings.get("roster"))
+    result = run_federation(grid, config, start, roster, folder=folder, sign=sign, key_roster=keys, on_round=keep_start)
     if folder is not None:
         save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round), result.metrics)
 
@@ -67,6 +69,15 @@ def start_of(config: Config) -> Start:
         n_items=home.model.n_items,
         metrics_noise_std=plan_for(config, smallest, smallest).metrics_noise_std,
     )
+
+
+def _key_roster(config: Config, folder: Path | None, path: object) -> KeyRoster | None:
+    """The roster that the operator of the coordinator names, else that of the run's folder, where a simulation puts it."""
+    if not config.is_secure:
+        return None
+    if not path and folder is not None:
+        path = folder / ROSTER
+    return read_roster(Path(str(path))) if path else None
 
 
 def _signer(config: Config, path: object) -> Sign | None:

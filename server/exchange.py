@@ -1,6 +1,6 @@
 """Asking the silos: who is there, and what they answer within the deadline.
 
-A :class:`Roster` is public: the silos, their declared users and so their weights. :class:`Exchange` finds out which of Flower's
+A :class:`Roster` is public: the silos and their declared users. :class:`Exchange` finds out which of Flower's
 nodes is which silo and puts one question to all of them. How often it asks: a silo that did not answer, or whose answer was a
 refusal that may pass, is asked again while the quorum is missing, :data:`ATTEMPTS` times in all; a final refusal
 (:data:`common.protocol.FINAL`) is taken as said. Asking again is safe for a silo's budget: the silo gives the answer that it
@@ -24,11 +24,14 @@ from common.privacy.transcript import Transcript
 from common.protocol import (
     ENROL,
     FINAL,
+    MASK,
     PROTOCOL_VERSION,
     Fields,
     Request,
+    SumRequest,
     answer_digest,
     question_digest,
+    release_question,
     round_of,
     statement,
 )
@@ -46,7 +49,6 @@ class Roster:
     """The silos of a federation, ``0..n-1``, by the number of users that each declares."""
 
     declared_users: tuple[int, ...]
-    weighting: str = "declared"
 
     @classmethod
     def of(cls, config: FederationConfig) -> Roster:
@@ -56,12 +58,7 @@ class Roster:
                 "set federation.declared_users to the number of users that each silo declares, in the order of the silos, "
                 "for example federation.declared_users = [245, 138, 286, 274]"
             )
-        return cls(config.declared_users, config.weighting)
-
-    @property
-    def weights(self) -> dict[int, float]:
-        """Silo to weight; only their ratios matter."""
-        return {silo: float(n) if self.weighting == "declared" else 1.0 for silo, n in enumerate(self.declared_users)}
+        return cls(config.declared_users)
 
     def __len__(self) -> int:
         return len(self.declared_users)
@@ -74,9 +71,9 @@ class Answers:
     fields: Mapping[int, Fields] = field(default_factory=dict)
     refusals: Mapping[int, ErrorCode] = field(default_factory=dict)
 
-    def describe(self, n_silos: int) -> str:
-        """Who did not answer and why, in words."""
-        why = {silo: self.refusals[silo].name if silo in self.refusals else "no answer" for silo in range(n_silos)}
+    def describe(self, asked: Iterable[int]) -> str:
+        """Who of those that were asked did not answer and why, in words."""
+        why = {silo: self.refusals[silo].name if silo in self.refusals else "no answer" for silo in asked}
         return ", ".join(f"silo {silo}: {reason}" for silo, reason in why.items() if silo not in self.fields)
 
 
@@ -109,7 +106,7 @@ class Exchange:
         pause: float = 0.5,
     ) -> None:
         self.grid, self.roster, self.pause = grid, roster, pause
-        self._sign, self._transcript = sign, transcript
+        self._sign, self._transcript, self._mode = sign, transcript, config.privacy.mode
         self.deadline = config.federation.deadline
         self.quorum = math.ceil(config.federation.quorum * len(roster) - 1e-9)
         self._hello = Request(config_hash=config_hash)
@@ -143,33 +140,44 @@ class Exchange:
             )
         return dict(sorted(self._nodes.items()))
 
-    def ask(self, action: str, request: Request, *, what: str, length: int | None = None) -> Answers:
-        """Put one question to all silos.
+    def ask(
+        self,
+        action: str,
+        request: Request | Mapping[int, Request],
+        *,
+        what: str,
+        length: int | None = None,
+        quorum: int | None = None,
+    ) -> Answers:
+        """Put one question to all silos, or to some of them a question each.
 
         Parameters
         ----------
         action, request:
-            The question.
+            The question; by silo where each gets its own, and then no other silo is asked.
         what:
             Names the stage in errors and in the log.
         length:
             Of the vectors that are expected.
+        quorum:
+            How many must answer; None takes the federation's.
 
         Raises
         ------
         FederationError
             If fewer than the quorum answer.
         """
-        nodes = self.enrol()
-        request = self._signed(action, request)
+        nodes, quorum = self.enrol(), quorum or self.quorum
+        asked = request if isinstance(request, Mapping) else dict.fromkeys(range(len(self.roster)), request)
+        requests = {silo: self._signed(action, one) for silo, one in asked.items()}
         fields: dict[int, Fields] = {}
         refusals: dict[int, ErrorCode] = {}
         for attempt in range(1, ATTEMPTS + 1):
-            open_ = [silo for silo in nodes if silo not in fields and refusals.get(silo) not in FINAL]
-            if not open_ or (attempt > 1 and len(fields) >= self.quorum):
+            open_ = [silo for silo in nodes if silo in requests and silo not in fields and refusals.get(silo) not in FINAL]
+            if not open_ or (attempt > 1 and len(fields) >= quorum):
                 break
             by_node = {nodes[silo]: silo for silo in open_}
-            for node, reply in self._send(action, request, by_node, length, group=what):
+            for node, reply in self._send(action, {nodes[silo]: requests[silo] for silo in open_}, length, group=what):
                 silo = by_node[node]
                 if isinstance(reply, ErrorCode):
                     refusals[silo] = reply
@@ -177,13 +185,12 @@ class Exchange:
                     fields[silo] = reply
                     refusals.pop(silo, None)
         answers = Answers(dict(sorted(fields.items())), dict(sorted(refusals.items())))
-        self._note(action, request, answers)
-        if len(fields) < len(self.roster):
-            log.warning("%s: %s", what, answers.describe(len(self.roster)))
-        if len(fields) < self.quorum:
+        self._note(action, requests, answers)
+        if len(fields) < len(requests):
+            log.warning("%s: %s", what, answers.describe(requests))
+        if len(fields) < quorum:
             raise FederationError(
-                f"{what}: {len(fields)} of {len(self.roster)} silos answered, the quorum is {self.quorum} "
-                f"({answers.describe(len(self.roster))})"
+                f"{what}: {len(fields)} of {len(requests)} silos answered, the quorum is {quorum} ({answers.describe(requests)})"
             )
         return answers
 
@@ -192,17 +199,27 @@ class Exchange:
             return request
         return replace(request, signature=self._sign(statement(action, request)).hex())
 
-    def _note(self, action: str, request: Request, answers: Answers) -> None:
-        if self._transcript is not None:
+    def _note(self, action: str, requests: Mapping[int, Request], answers: Answers) -> None:
+        """Every answer of a silo's own, and every refusal; of a secure sum, the answers that are in the masked vectors."""
+        if self._transcript is None or not requests:
+            return
+        one = next(iter(requests.values()))
+        codes = {silo: code.name for silo, code in answers.refusals.items()}
+        question, digests = question_digest(action, one), {}
+        if not isinstance(one, SumRequest):
             digests = {silo: answer_digest(action, reply) for silo, reply in answers.fields.items()}
-            codes = {silo: code.name for silo, code in answers.refusals.items()}
-            self._transcript.record(action, round_of(request), question_digest(action, request), digests, codes)
+        elif action == MASK:
+            question = release_question(self._mode, one)
+            digests = {silo: reply["release"].hex() for silo, reply in answers.fields.items()}
+        name = one.action if isinstance(one, SumRequest) and action == MASK else action
+        self._transcript.record(name, round_of(one), question, digests, codes)
 
     def _look(self) -> tuple[int, int]:
         """Ask nodes that are new who they are; how many nodes there are, and how many of them may still enrol."""
         present = set(self.grid.get_node_ids())
         self._nodes = {silo: node for silo, node in self._nodes.items() if node in present}
-        for node, reply in self._send(ENROL, self._signed(ENROL, self._hello), self._open(present), None, group="enrolment"):
+        hello = self._signed(ENROL, self._hello)
+        for node, reply in self._send(ENROL, dict.fromkeys(self._open(present), hello), None, group="enrolment"):
             if isinstance(reply, ErrorCode):
                 self._turn_away(node, reply.name, final=reply in FINAL)
                 continue
@@ -227,17 +244,18 @@ class Exchange:
         self._refused.setdefault(node, []).extend([reason] * (ATTEMPTS if final else 1))
 
     def _send(
-        self, action: str, request: Request, nodes: Iterable[int], length: int | None, *, group: str
+        self, action: str, requests: Mapping[int, Request], length: int | None, *, group: str
     ) -> list[tuple[int, Fields | ErrorCode]]:
-        """``(node, reply)`` for each that answered in time; a malformed reply counts as a refusal."""
-        messages = [Message(request_content(request), node, action, ttl=self.deadline, group_id=group) for node in sorted(nodes)]
+        """``(node, reply)`` for each that answered in time, from each node's request; a malformed reply counts as a refusal."""
+        messages = [
+            Message(request_content(requests[node]), node, action, ttl=self.deadline, group_id=group) for node in sorted(requests)
+        ]
         if not messages:
             return []
-        asked = set(nodes)
         out: dict[int, Fields | ErrorCode] = {}
         for message in self.grid.send_and_receive(messages, timeout=self.deadline):
             node = message.metadata.src_node_id
-            if node not in asked or node in out:
+            if node not in requests or node in out:
                 continue
             try:
                 out[node] = read_reply(message, length)

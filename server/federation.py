@@ -22,9 +22,12 @@ from common.privacy.plan import METRICS as FIGURES
 from common.privacy.transcript import FILE as TRANSCRIPT
 from common.privacy.transcript import Transcript
 from common.protocol import COUNT, METRICS, PROTOCOL_VERSION, TRAIN, AdapterRequest, Request, config_hash
-from server.aggregation import OPTIMISERS, averaged, kept, weighted_mean
+from common.secagg.coding import mechanism_of
+from common.secagg.roster import KeyRoster
+from server.aggregation import Aggregation, Sum, aggregation_of
 from server.checkpoint import Checkpoint, load, save
-from server.exchange import Answers, Exchange, Roster, Sign
+from server.exchange import Exchange, Roster, Sign
+from server.optimisers import OPTIMISERS, averaged, kept
 
 log = logging.getLogger("silorec.server")
 
@@ -55,7 +58,7 @@ class Start:
     manifest_hash: str
     biased: Callable[[NDArray[np.float32], NDArray[np.float64], float], NDArray[np.float32]] | None = None
     count_noise_std: float = 0.0
-    n_items: int | None = None
+    n_items: int = 0
     metrics_noise_std: float = 0.0
 
 
@@ -91,6 +94,7 @@ def run_federation(
     *,
     folder: Path | None = None,
     sign: Sign | None = None,
+    key_roster: KeyRoster | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> FederationResult:
@@ -106,6 +110,8 @@ def run_federation(
         Of checkpoint and transcript; if there is a checkpoint, the federation goes on from it. None keeps nothing.
     sign:
         Signs requests with the key that ``config.federation.coordinator`` names.
+    key_roster:
+        The silos' long-term keys; needed for secure aggregation.
     on_round:
         Called after each round that is on the disk.
     stop:
@@ -119,6 +125,7 @@ def run_federation(
     this = config_hash(config)
     transcript = None if folder is None else Transcript(folder / TRANSCRIPT, _facts_of_run(config, this, start))
     silos = Exchange(grid, roster, config, this, sign=sign, transcript=transcript)
+    sums = aggregation_of(config, silos, key_roster, transcript)
     optimise = OPTIMISERS[config.federation.server_optimizer]
     state = Checkpoint(this, start.manifest_hash, start.vector)
     if folder is not None:
@@ -129,14 +136,14 @@ def run_federation(
             return FederationResult(kept(state.vector, state.optimiser), state.round, state.history, stopped=True)
         began, number = time.monotonic(), state.round + 1
         if number == 0:
-            state = _count(silos, state, start)
+            state = _count(sums, config, state, start)
         else:
             request = AdapterRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
-            answers = silos.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
-            mean = weighted_mean({silo: reply["update"] for silo, reply in answers.fields.items()}, roster.weights)
-            stepped = optimise(state.vector, mean, state.optimiser, config.federation)
+            summed = sums.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
+            update, noise_std = pseudo_gradient(summed, config)
+            stepped = optimise(state.vector, update, state.optimiser, config.federation, noise_std)
             stepped = averaged(stepped, state.optimiser, config.federation)
-            facts = _facts(number, answers) | {"update_norm": float(np.linalg.norm(mean))}
+            facts = _facts(number, summed) | {"update_norm": float(np.linalg.norm(update))}
             state = replace(state, round=number, vector=stepped.vector, optimiser=stepped.state, history=(*state.history, facts))
         if folder is not None:
             save(folder, state)
@@ -144,44 +151,59 @@ def run_federation(
             on_round(RoundReport(number, kept(state.vector, state.optimiser), state.history[-1], time.monotonic() - began))
     final = kept(state.vector, state.optimiser)
     if config.privacy.metrics_share and "metrics" not in state.history[-1]:
-        last = {**state.history[-1], "metrics": quality(silos, config, start, final)}
+        last = {**state.history[-1], "metrics": quality(sums, config, start, final)}
         state = replace(state, history=(*state.history[:-1], last))
         if folder is not None:
             save(folder, state)
     return FederationResult(final, state.round, state.history, metrics=state.history[-1].get("metrics", {}))
 
 
-def quality(silos: Exchange, config: Config, start: Start, vector: NDArray[np.float32]) -> dict[str, float]:
+def pseudo_gradient(summed: Sum, config: Config) -> tuple[NDArray[np.float64], float]:
+    """Where the silos' answers of one round point to, float64 ``(n,)``, and the standard deviation of known noise in each number.
+
+    That is the mean of their updates. In mode ``distributed`` the answers are sums of users' gradients, and it is the opposite of
+    their mean gradient, by the number of users that is expected in a step of these silos.
+    """
+    if config.privacy.mode != "distributed":
+        return summed.mean, 0.0
+    users = config.training.sampling_probability * sum(config.federation.declared_users[silo] for silo in summed.silos)
+    noise = mechanism_of(TRAIN, config, len(summed.total)).noise_std(len(summed.silos))
+    return -summed.total / users, noise / users
+
+
+def quality(sums: Aggregation, config: Config, start: Start, vector: NDArray[np.float32]) -> dict[str, float]:
     """What the silos tell of an adapter's quality: for each figure the noised sum over users, over the declared users of those
     who answered, and ``<figure>_std``, the standard deviation of the noise in it.
     """
     rounds = config.federation.rounds
     request = AdapterRequest(config_hash=config_hash(config), round=rounds, manifest_hash=start.manifest_hash, vector=vector)
-    answers = silos.ask(METRICS, request, what="metrics", length=len(FIGURES))
-    users = sum(config.federation.declared_users[silo] for silo in answers.fields)
-    total = sum(reply["metrics"].astype(np.float64) for reply in answers.fields.values())
-    std = start.metrics_noise_std * len(answers.fields) ** 0.5 / users
-    return {name: float(total[i]) / users for i, name in enumerate(FIGURES)} | {f"{name}_std": std for name in FIGURES}
+    summed = sums.ask(METRICS, request, what="metrics", length=len(FIGURES))
+    users = sum(config.federation.declared_users[silo] for silo in summed.silos)
+    std = _noise_std(METRICS, config, summed, start.metrics_noise_std) / users
+    return {name: float(summed.total[i]) / users for i, name in enumerate(FIGURES)} | {f"{name}_std": std for name in FIGURES}
 
 
-def _count(silos: Exchange, state: Checkpoint, start: Start) -> Checkpoint:
+def _count(sums: Aggregation, config: Config, state: Checkpoint, start: Start) -> Checkpoint:
     """Round 0: item biases from the silos' protected counts, where the model has biases."""
     if start.biased is None:
-        return replace(state, round=0, history=(*state.history, _facts(0, Answers())))
-    answers = silos.ask(COUNT, Request(config_hash=state.config_hash), what="count", length=start.n_items)
-    counts = np.zeros_like(next(iter(answers.fields.values()))["count"], dtype=np.float64)
-    for reply in answers.fields.values():
-        counts += reply["count"]
-    noise_std = start.count_noise_std * len(answers.fields) ** 0.5
-    vector = start.biased(state.vector, counts, noise_std)
-    return replace(state, round=0, vector=vector, history=(*state.history, _facts(0, answers)))
+        return replace(state, round=0, history=(*state.history, _facts(0, None)))
+    summed = sums.ask(COUNT, Request(config_hash=state.config_hash), what="count", length=start.n_items)
+    vector = start.biased(state.vector, summed.total, _noise_std(COUNT, config, summed, start.count_noise_std))
+    return replace(state, round=0, vector=vector, history=(*state.history, _facts(0, summed)))
 
 
-def _facts(number: int, answers: Answers) -> dict[str, Any]:
+def _noise_std(action: str, config: Config, summed: Sum, of_one_silo: float) -> float:
+    """Of the noise in each number of a sum: each silo's own, or in mode ``distributed`` all shares together."""
+    if config.privacy.mode == "distributed":
+        return mechanism_of(action, config, len(summed.total)).noise_std(len(summed.silos))
+    return of_one_silo * len(summed.silos) ** 0.5
+
+
+def _facts(number: int, summed: Sum | None) -> dict[str, Any]:
     return {
         "round": number,
-        "answered": list(answers.fields),
-        "refused": {str(silo): code.name for silo, code in answers.refusals.items()},
+        "answered": list(summed.silos) if summed else [],
+        "refused": {str(silo): code.name for silo, code in summed.refusals.items()} if summed else {},
     }
 
 

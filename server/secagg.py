@@ -1,17 +1,18 @@
 """The coordinator's part in a secure sum: it relays what silos say to each other, and takes the masks off the sum.
 
 Stages and messages are those of ``common.secagg.messages``. Each method takes the answers to one stage and gives the questions of
-the next. Silos that do not answer a stage are left out of the next ones; if too few are left there is no sum. The masked vectors are
-added up as they come and not kept.
+the next. A silo that does not answer a stage, or answers it wrongly, is left out of the rest; if too few are left there is no
+sum. The masked vectors are added up as they come and not kept.
 
-What comes from a silo is checked here, too, so that a faulty one is found where it shows. The secrecy of the vectors does not rest
-on that, but on what silos check (``client.secagg``).
+The checks here find a faulty silo where it shows. The secrecy of the vectors does not rest on them, but on what silos check
+(``client.secagg``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -20,7 +21,7 @@ from common.errors import SecAggError
 from common.privacy.signing import verify
 from common.secagg.context import RoundContext
 from common.secagg.graph import Graph, draw, graph_seed
-from common.secagg.keys import Advertisement, recovered_pair_mask, verify_advertisements
+from common.secagg.keys import Advertisement, recovered_pair_mask, verify_advertisement
 from common.secagg.masks import Mask, apply_masks, self_mask
 from common.secagg.messages import (
     BOX_RECORD,
@@ -36,7 +37,10 @@ from common.secagg.roster import KeyRoster
 from common.secagg.rules import Rules
 from common.secagg.shamir import Share, combine
 
+log = logging.getLogger("silorec.server")
+
 Words = NDArray[np.unsignedinteger[Any]]
+Sound = TypeVar("Sound")
 
 
 class SecureSum:
@@ -54,7 +58,7 @@ class SecureSum:
     Raises
     ------
     SecAggError
-        From every method: if an answer is forged, altered or of another round, or too few silos are left.
+        From every method, if too few silos are left; from :meth:`unmasked`, if their shares do not fit.
     """
 
     def __init__(self, context: RoundContext, rules: Rules, roster: KeyRoster, dtype: DTypeLike, length: int) -> None:
@@ -70,21 +74,30 @@ class SecureSum:
 
     def advertised(self, replies: Mapping[int, bytes]) -> bytes:
         """From each silo's advertisement to the list that all who are there get."""
-        self._enough(replies, "showed their keys")
-        found = [_advertisement(silo, reply) for silo, reply in replies.items()]
-        self.ads = verify_advertisements(found, self.roster.by_silo, self.context)
-        self.graph = draw(self.rules.plan(len(self.ads)), self.ads, self._seed)
+
+        def verified(silo: int, reply: bytes) -> Advertisement:
+            found = Advertisement.from_bytes(reply)
+            if silo not in self.roster.by_silo:
+                raise SecAggError(f"silo {silo} is not in the roster")
+            verify_advertisement(found, self.roster.by_silo[silo], self.context, silo)
+            return found
+
+        self.ads = self._sound(replies, verified, "showed their keys")
+        self.graph = draw(self.rules.plan(len(self.ads)), self.ads, self.seed)
         return pack_advertisements(self.ads.values())
 
     def shared(self, replies: Mapping[int, bytes]) -> dict[int, bytes]:
         """From the boxes of each silo, by receiver, to those for each silo, by sender: only silos that shared get any."""
-        self._enough(replies, "shared their secrets")
         graph = self._drawn()
-        boxes = {silo: unpack(reply, BOX_RECORD, f"sealed shares of silo {silo}") for silo, reply in replies.items()}
-        for silo, own in boxes.items():
-            if tuple(own) != graph.neighbours(silo):
-                raise SecAggError(f"silo {silo} did not share its secrets with its neighbours, but with silos {sorted(own)}")
-        self.sharers = tuple(sorted(boxes))
+
+        def boxes_of(silo: int, reply: bytes) -> dict[int, bytes]:
+            found = unpack(reply, BOX_RECORD, "sealed shares")
+            if silo not in self.ads or tuple(found) != graph.neighbours(silo):
+                raise SecAggError(f"silo {silo} did not share its secrets with its neighbours, but with silos {sorted(found)}")
+            return found
+
+        boxes = self._sound(replies, boxes_of, "shared their secrets")
+        self.sharers = tuple(boxes)
         return {
             receiver: pack({sender: boxes[sender][receiver] for sender in graph.neighbours(receiver) if sender in boxes})
             for receiver in self.sharers
@@ -114,14 +127,15 @@ class SecureSum:
 
     def signed(self, replies: Mapping[int, bytes]) -> bytes:
         """From the survivors' signatures to the quorum of them that opens the sum."""
-        statement = survivors_statement(self.context, self._seed, self._added)
-        for silo, signature in replies.items():
-            if silo not in self._added or not verify(self.roster.by_silo[silo], signature, statement):
+        statement = survivors_statement(self.context, self.seed, self._added)
+
+        def signature(silo: int, reply: bytes) -> bytes:
+            if silo not in self._added or not verify(self.roster.by_silo[silo], reply, statement):
                 raise SecAggError(f"silo {silo} did not sign the survivors of this round")
-        quorum = self._drawn().plan.quorum
-        if len(replies) < quorum:
-            raise SecAggError(f"{len(replies)} silos signed the survivors; a quorum is {quorum}")
-        self.signatures = {silo: replies[silo] for silo in sorted(replies)[:quorum]}
+            return reply
+
+        sound = self._sound(replies, signature, "signed the survivors", least=self._drawn().plan.quorum)
+        self.signatures = dict(list(sound.items())[: self._drawn().plan.quorum])
         return pack(self.signatures)
 
     def unmasked(self, replies: Mapping[int, bytes]) -> Words:
@@ -147,7 +161,8 @@ class SecureSum:
         return self.total
 
     @property
-    def _seed(self) -> bytes:
+    def seed(self) -> bytes:
+        """The seed of the graph, 32 bytes: it names the keys that were advertised."""
         return graph_seed(self.context, self.ads.values())
 
     def _drawn(self) -> Graph:
@@ -155,17 +170,23 @@ class SecureSum:
             raise SecAggError("no silo has shown its keys yet")
         return self.graph
 
-    def _enough(self, silos: Iterable[int], what: str) -> None:
-        found = len(tuple(silos))
-        if found < self.rules.least:
-            raise SecAggError(f"{found} of {self.rules.silos} silos {what}; a sum takes {self.rules.least} or more")
+    def _sound(
+        self, replies: Mapping[int, bytes], read: Callable[[int, bytes], Sound], what: str, least: int | None = None
+    ) -> dict[int, Sound]:
+        """The answers that ``read`` accepts, in the order of the silos; the others count as not given."""
+        found: dict[int, Sound] = {}
+        for silo in sorted(replies):
+            try:
+                found[silo] = read(silo, replies[silo])
+            except SecAggError as error:
+                log.warning("secure sum: silo %d is left out: %s", silo, error)
+        self._enough(found, what, least)
+        return found
 
-
-def _advertisement(silo: int, reply: bytes) -> Advertisement:
-    found = Advertisement.from_bytes(reply)
-    if found.silo != silo:
-        raise SecAggError(f"silo {silo} showed the keys of silo {found.silo}")
-    return found
+    def _enough(self, silos: Iterable[int], what: str, least: int | None = None) -> None:
+        found, least = len(tuple(silos)), least or self.rules.least
+        if found < least:
+            raise SecAggError(f"{found} of {self.rules.silos} silos {what}; a sum takes {least} or more")
 
 
 def _combined(shares: Iterable[Share], threshold: int, owner: int) -> bytes:

@@ -7,16 +7,23 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.errors import ErrorCode, FederationError
-from common.protocol import AdapterRequest, Fields, Request, check_reply
+from common.protocol import AdapterRequest, Fields, Request, SumRequest, check_reply
 
 
 def request_content(request: Request) -> RecordDict:
     """The records of a request; a new :class:`RecordDict` each time, for messages must not share one."""
     said: dict[str, Any] = {"config": request.config_hash, "protocol": request.protocol, "signature": request.signature}
-    if not isinstance(request, AdapterRequest):
-        return RecordDict({"request": ConfigRecord(said)})
-    said |= {"round": request.round, "manifest": request.manifest_hash}
-    return RecordDict({"request": ConfigRecord(said), "adapter": ArrayRecord({"vector": Array(request.vector)})})
+    vector = None
+    if isinstance(request, SumRequest):
+        said |= {"sum": request.action, "question": request.question, "nonce": request.nonce}
+        said |= {"roster": request.roster, "payload": request.payload}
+    if isinstance(request, AdapterRequest | SumRequest):
+        said |= {"round": request.round, "manifest": request.manifest_hash}
+        vector = request.vector
+    content = RecordDict({"request": ConfigRecord(said)})
+    if vector is not None:
+        content["adapter"] = ArrayRecord({"vector": Array(vector)})
+    return content
 
 
 def read_reply(message: Message, length: int | None = None) -> Fields | ErrorCode:

@@ -102,6 +102,12 @@ def bench(
     name: Annotated[str, typer.Argument(help="Which one; --list shows them.")] = "",
     out: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("runs/bench"),
     show: Annotated[bool, typer.Option("--list", help="Show the benchmarks and stop.")] = False,
+    silos: Annotated[int | None, typer.Option(help="Silos in a sum (secagg).", show_default=False)] = None,
+    parameters: Annotated[int | None, typer.Option(help="Numbers in a vector (secagg).", show_default=False)] = None,
+    repeats: Annotated[int | None, typer.Option(help="How often; medians count (secagg).", show_default=False)] = None,
+    skip_legacy: Annotated[
+        bool, typer.Option("--skip-legacy", help="Do not run Flower's side (secagg); its goals count as missed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure something and compare it with its goals; exits 1 when a goal is missed.
@@ -115,12 +121,14 @@ def bench(
         for title, about in benches().items():
             typer.echo(f"{title}: {about}")
         return
+    asked = {"silos": silos, "parameters": parameters, "repeats": repeats, "skip_legacy": skip_legacy or None}
+    settings = {key: value for key, value in asked.items() if value is not None}
     if as_json:
-        report = run_bench(name, out, Silent())
+        report = run_bench(name, out, Silent(), **settings)
         typer.echo(json.dumps(report.as_dict()))
     else:
         with Terminal() as watch:
-            report = run_bench(name, out, watch)
+            report = run_bench(name, out, watch, **settings)
         _print_bench(report)
     if not report.holds:
         raise typer.Exit(1)

@@ -115,7 +115,7 @@ def _train(config: Config, silos: list[int], evaluator: Evaluator, data: Dataset
     """
     from client.app import app as client_app
     from client.silo import Place, open_silo
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
     from server.app import start_of
     from server.exchange import Roster
     from server.federation import RoundReport, run_federation

@@ -112,7 +112,7 @@ class Evaluator:
     def _user_text(self) -> list[tuple[int, ...]]:
         if not self.config.model.user_text:
             return [()] * len(self.users)
-        from client.trainer import tokenise, user_texts
+        from client.silo_data import tokenise, user_texts
 
         # What a user wrote about held-out items is not known when they are asked: texts come from the training rows.
         known = replace(self.population.dataset, interactions=self.population.split.train)

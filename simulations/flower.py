@@ -95,6 +95,10 @@ def run_with_flower(
         "init-args-num-gpus": 1 if gpus_per_silo else 0,
         "init-args-log-to-driver": True,
     }
+    if config.is_secure:
+        from client.silo import make_simulated_roster
+
+        make_simulated_roster(out_dir, n_silos)
     with contextlib.ExitStack() as stack:
         flower = flower or stack.enter_context(flower_started())
         app = _thin_app(flower.folder / "app", config, out_dir, components)

@@ -140,6 +140,7 @@ def _simulate(
 def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
     """The round loop over the in-process grid, evaluated as it goes."""
     from client.app import app as client_app
+    from client.silo import make_simulated_roster
     from server.app import start_of
     from server.exchange import Roster
     from server.federation import run_federation
@@ -161,9 +162,11 @@ def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Prog
     roster = Roster.of(config.federation)
     settings = to_run_config(config) | {"app.out": str(folder)}
     grid = InProcessGrid(client_app, len(roster), settings)
+    keys = make_simulated_roster(folder, len(roster)) if config.is_secure else None
     if unseen is not None:
         on_round(unseen)
-    progress.released_metrics = run_federation(grid, config, start, roster, folder=folder, on_round=on_round).metrics
+    result = run_federation(grid, config, start, roster, folder=folder, key_roster=keys, on_round=on_round)
+    progress.released_metrics = result.metrics
 
 
 @contextlib.contextmanager
@@ -235,9 +238,9 @@ def _recall(config: Config, folder: Path, evaluator: Evaluator, progress: Progre
 
     A round is on the disk before it is evaluated. If the run was stopped in between, that round is returned, to be evaluated now.
     """
-    from server.aggregation import kept
     from server.checkpoint import load as load_checkpoint
     from server.federation import RoundReport
+    from server.optimisers import kept
 
     path = folder / ROUNDS
     state = load_checkpoint(folder, config_hash=config_hash(config), manifest_hash=manifest_hash)

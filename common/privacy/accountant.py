@@ -2,6 +2,9 @@
 
 Two bounds: RDP (Mironov 2017; Poisson-sampled Gaussian by Mironov, Talwar & Zhang 2019), which stays valid when parameters
 are chosen adaptively, and PLD (Koskela et al. 2020; Doroshenko et al. 2022), tighter, for parameters fixed in advance.
+
+Where an event is of mode ``distributed``, RDP looks at whole orders only: there the cost of its discrete noise is exactly that of
+continuous noise (:class:`common.privacy.events.Distributed`). PLD takes it as continuous.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any, Literal
 
 from common.errors import PrivacyError
 from common.logs import errors_only
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Distributed, Event, Unprotected, if_others_collude
+from common.privacy.filter import WHOLE_ORDERS
 
 Method = Literal["rdp", "pld"]
 
@@ -40,10 +44,16 @@ def epsilon(events: Sequence[Event], delta: float, method: Method = "rdp") -> fl
     spent = _trivial(events, delta)
     if spent is not None:
         return spent
-    accountant = _accountant(method)
+    accountant = _accountant(method, whole_orders=_needs_whole_orders(events))
     with errors_only(_LIBRARY):
         _compose(accountant, events)
         return float(accountant.get_epsilon(delta))
+
+
+def epsilon_if_others_collude(events: Sequence[Event], delta: float, method: Method = "rdp") -> float:
+    """The same of what is left of each event if all other silos collude with the coordinator; that differs from :func:`epsilon`
+    only where an event is of mode ``distributed``."""
+    return epsilon([if_others_collude(event) for event in events], delta, method)
 
 
 def epsilon_and_order(events: Sequence[Event], delta: float, orders: Sequence[float] | None = None) -> tuple[float, float]:
@@ -55,18 +65,22 @@ def epsilon_and_order(events: Sequence[Event], delta: float, orders: Sequence[fl
     Parameters
     ----------
     orders:
-        Where to look; by default those of ``dp_accounting``.
+        Where to look; by default those of ``dp_accounting``, or the whole ones of them where an event is of mode ``distributed``.
 
     Raises
     ------
     PrivacyError
-        If ``delta`` is not in (0, 1).
+        If ``delta`` is not in (0, 1), or an order is not whole where an event is of mode ``distributed``.
     """
     spent = _trivial(events, delta)
     if spent is not None:
         return spent, math.inf
     from dp_accounting import rdp
 
+    if _needs_whole_orders(events):
+        orders = WHOLE_ORDERS if orders is None else orders
+        if broken := [order for order in orders if not float(order).is_integer()]:
+            raise PrivacyError(f"order {broken[0]:g}: releases of mode distributed are accounted for at whole Rényi orders only")
     accountant = rdp.RdpAccountant(orders=None if orders is None else list(orders))
     with errors_only(_LIBRARY):
         _compose(accountant, events)
@@ -75,8 +89,13 @@ def epsilon_and_order(events: Sequence[Event], delta: float, orders: Sequence[fl
 
 
 @lru_cache(maxsize=64)
-def noise_for_gaussian(target_epsilon: float, delta: float, method: Method = "rdp") -> float:
+def noise_for_gaussian(target_epsilon: float, delta: float, method: Method = "rdp", *, whole_orders: bool = False) -> float:
     """Least noise multiplier of a single Gaussian release within ``(target_epsilon, delta)``.
+
+    Parameters
+    ----------
+    whole_orders:
+        For a release of mode ``distributed``: meet the budget at a whole Rényi order, where its cost will be looked at.
 
     Raises
     ------
@@ -85,7 +104,7 @@ def noise_for_gaussian(target_epsilon: float, delta: float, method: Method = "rd
     """
     import dp_accounting
 
-    return _calibrate(lambda sigma: dp_accounting.GaussianDpEvent(sigma), target_epsilon, delta, method)
+    return _calibrate(lambda sigma: dp_accounting.GaussianDpEvent(sigma), target_epsilon, delta, method, whole_orders)
 
 
 def noise_for_steps(
@@ -96,6 +115,7 @@ def noise_for_steps(
     steps: int,
     before: Sequence[Event] = (),
     method: Method = "rdp",
+    whole_orders: bool = False,
 ) -> float:
     """Least noise multiplier with which ``steps`` Poisson-sampled Gaussian steps after ``before`` stay within the budget.
 
@@ -103,18 +123,27 @@ def noise_for_steps(
     ----------
     steps:
         Of the whole run: all rounds times all local steps.
+    whole_orders:
+        As for :func:`noise_for_gaussian`; always so where ``before`` has a release of mode ``distributed``.
 
     Raises
     ------
     PrivacyError
         If ``before`` alone passes the budget, or as :func:`noise_for_gaussian`.
     """
-    return _noise_for_steps(target_epsilon, delta, sampling_probability, steps, tuple(before), method)
+    whole_orders = whole_orders or _needs_whole_orders(before)
+    return _noise_for_steps(target_epsilon, delta, sampling_probability, steps, tuple(before), method, whole_orders)
 
 
 @lru_cache(maxsize=64)  # silos of one process plan the same run: the search takes a second
 def _noise_for_steps(
-    target_epsilon: float, delta: float, sampling_probability: float, steps: int, before: tuple[Event, ...], method: Method
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    steps: int,
+    before: tuple[Event, ...],
+    method: Method,
+    whole_orders: bool,
 ) -> float:
     import dp_accounting
 
@@ -129,7 +158,11 @@ def _noise_for_steps(
             [*(event.to_dp_event() for event in before), dp_accounting.SelfComposedDpEvent(step, steps)]
         )
 
-    return _calibrate(run, target_epsilon, delta, method)
+    return _calibrate(run, target_epsilon, delta, method, whole_orders)
+
+
+def _needs_whole_orders(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Distributed) for event in events)
 
 
 def _trivial(events: Sequence[Event], delta: float) -> float | None:
@@ -146,13 +179,17 @@ def _compose(accountant: Any, events: Sequence[Event]) -> None:
         accountant.compose(event, times)
 
 
-def _accountant(method: Method) -> Any:
+def _accountant(method: Method, *, whole_orders: bool = False) -> Any:
     from dp_accounting import pld, rdp
 
-    return rdp.RdpAccountant() if method == "rdp" else pld.PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    if method == "pld":
+        return pld.PLDAccountant(value_discretization_interval=PLD_INTERVAL)
+    return rdp.RdpAccountant(orders=list(WHOLE_ORDERS) if whole_orders else None)
 
 
-def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta: float, method: Method) -> float:
+def _calibrate(
+    make_event: Callable[[float], Any], target_epsilon: float, delta: float, method: Method, whole_orders: bool
+) -> float:
     """Search for the least noise multiplier, rounded up so that the target is met."""
     import dp_accounting
 
@@ -162,7 +199,7 @@ def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta:
         raise PrivacyError(f"delta = {delta}, must be in (0, 1)")
     tolerance, bracket = 1e-5, dp_accounting.LowerEndpointAndGuess(LEAST_NOISE, 1.0)
     if method == "pld":  # its figures for little noise take minutes: search down from what the looser bound asks for
-        high = _calibrate(make_event, target_epsilon, delta, "rdp")
+        high = _calibrate(make_event, target_epsilon, delta, "rdp", whole_orders)
         low = 0.8 * high
         while low > LEAST_NOISE and _accountant(method).compose(make_event(low)).get_epsilon(delta) <= target_epsilon:
             low *= 0.8
@@ -170,7 +207,7 @@ def _calibrate(make_event: Callable[[float], Any], target_epsilon: float, delta:
     try:
         with errors_only(_LIBRARY):
             sigma = dp_accounting.calibrate_dp_mechanism(
-                lambda: _accountant(method), make_event, target_epsilon, delta, bracket, tol=tolerance
+                lambda: _accountant(method, whole_orders=whole_orders), make_event, target_epsilon, delta, bracket, tol=tolerance
             )
     except (ValueError, dp_accounting.mechanism_calibration.NoBracketIntervalFoundError):
         raise PrivacyError(

@@ -11,6 +11,7 @@ a gibibyte (RFC 8439 allows 256), and new in a process that was forked off with 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any
 
@@ -68,3 +69,16 @@ class Stream:
             target = target[len(part) :]
         if not _LITTLE_ENDIAN.isnative:
             words.byteswap(inplace=True)
+
+
+class SeededStream(Stream):
+    """The same words for everybody who knows ``name``: for what must be repeatable and hides nothing."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._count = name, 0
+        super().__init__()
+
+    def _open(self) -> None:
+        self._count += 1
+        self._cipher = cipher(hashlib.sha256(f"silorec-stream-1/{self._count}/{self._name}".encode()).digest())
+        self._left, self._process = BYTES_PER_KEY, os.getpid()

@@ -5,6 +5,10 @@ so it may be stored, shown and sent. Accountants consume events (``common.privac
 
 Every event speaks of the same unit, one user of one silo, and of add/remove neighbours; both are written with it and checked
 when it is read. The fields of an event, once written, never change their meaning; new meanings get a new ``kind``.
+
+In mode ``distributed`` a release is a sum over the users of all silos, and each silo adds a share of the noise. Such events
+(:class:`Distributed`) say how many honest shares their noise counts on. They cost one thing against whoever sees the sum, and
+another if all other silos tell what they know of it (:func:`if_others_collude`).
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
 
 from common.errors import PrivacyError
 
 UNIT = "one user of one silo"
 NEIGHBOURS = "add or remove one"
 COORDINATOR = "coordinator"
+
+#: Silos are numbered in 32 bits.
+MOST_SILOS = 2**32 - 1
 
 _RECIPIENT = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -103,6 +110,103 @@ class PoissonGaussianSteps:
         return dp_accounting.SelfComposedDpEvent(step, self.steps)
 
 
+class Distributed:
+    """A release of mode ``distributed``: a sum over the users of all silos, of which only the sum is seen.
+
+    Each silo adds an equal share of noise, drawn from the discrete Gaussian in the ring that the sums are made in.
+    ``noise_multiplier`` is that of the sum with ``honest`` shares in it, the least that it may have: what the coordinator sees,
+    and at most as many colluding silos with it as the run allows for. More shares are more noise, and no cost.
+
+    The costs are those of continuous noise. At whole Rényi orders that is exact, sampled or not: the moments of the likelihood
+    ratio are the same (Canonne, Kamath & Steinke 2020, "The Discrete Gaussian for Differential Privacy"), and so is the binomial
+    sum of Mironov, Talwar & Zhang 2019, section 3.3. Between whole orders nothing is taken for granted: see
+    :func:`common.privacy.filter.rdp_at`. Privacy loss distributions are those of the continuous mechanism; the ring is finer
+    than 2^-29 of a standard deviation.
+    """
+
+    noise_multiplier: float
+    honest: int
+
+    @property
+    def share_noise_multiplier(self) -> float:
+        """Of the share of noise that each silo adds by itself."""
+        return self.noise_multiplier / math.sqrt(self.honest)
+
+    def if_others_collude(self) -> Self:
+        """What is left for this silo's users if all other silos give away their vectors and their shares of noise.
+
+        That is a sum with one honest share, this silo's own. Who of its users was sampled is still its secret, so the sampling
+        probability stays. It is of the same kind, because the noise is still that of the ring.
+        """
+        left: Self = replace(self, noise_multiplier=self.share_noise_multiplier, honest=1)  # type: ignore[type-var]
+        return left
+
+
+@dataclass(frozen=True)
+class DistributedSum(Distributed, GaussianSum):
+    """One Gaussian release of a sum over the users of all silos, each user's vector bounded in L2 by ``max_norm``.
+
+    Parameters
+    ----------
+    noise_multiplier:
+        Of the sum with ``honest`` shares of noise in it.
+    honest:
+        Silos in every sum whose shares of noise are counted on; this silo is one of them.
+    """
+
+    honest: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_whole(self, "honest", 1, MOST_SILOS)
+
+
+class DistributedCount(DistributedSum):
+    """Of interactions with each item."""
+
+    kind: ClassVar[str] = "distributed-count"
+
+
+class DistributedMetrics(DistributedSum):
+    """Of figures of merit."""
+
+    kind: ClassVar[str] = "distributed-metrics"
+
+
+@dataclass(frozen=True)
+class DistributedStep(Distributed):
+    """One step of DP-SGD of all silos together, each on a Poisson sample of its own users.
+
+    ``noise_multiplier`` is that of the sum with ``honest`` shares of noise in it, over ``max_grad_norm``; for the other fields
+    see :class:`PoissonGaussianSteps`.
+    """
+
+    noise_multiplier: float
+    sampling_probability: float
+    max_grad_norm: float
+    round: int = 0
+    recipient: str = COORDINATOR
+    honest: int = field(kw_only=True)
+    steps: ClassVar[int] = 1
+    kind: ClassVar[str] = "distributed-step"
+    unit: ClassVar[str] = UNIT
+    neighbours: ClassVar[str] = NEIGHBOURS
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "noise_multiplier", "max_grad_norm")
+        _check_number(self, "sampling_probability", math.nextafter(1, 2), "in (0, 1]")
+        _check_whole(self, "honest", 1, MOST_SILOS)
+        _check_place(self)
+
+    def to_dp_event(self) -> Any:
+        """The event in ``dp_accounting``'s terms, which know nothing of shares."""
+        import dp_accounting
+
+        return dp_accounting.PoissonSampledDpEvent(
+            self.sampling_probability, dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        )
+
+
 @dataclass(frozen=True)
 class Unprotected:
     """Something was released without any protection (mode ``none``); its epsilon is infinite."""
@@ -126,8 +230,30 @@ class Unprotected:
         return dp_accounting.NonPrivateDpEvent()
 
 
-Event = GaussianCount | GaussianMetrics | PoissonGaussianSteps | Unprotected
-_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected)}
+Event = (
+    GaussianCount | GaussianMetrics | PoissonGaussianSteps | DistributedCount | DistributedMetrics | DistributedStep | Unprotected
+)
+_KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        GaussianCount,
+        GaussianMetrics,
+        PoissonGaussianSteps,
+        DistributedCount,
+        DistributedMetrics,
+        DistributedStep,
+        Unprotected,
+    )
+}
+
+
+def if_others_collude(event: Event) -> Event:
+    """What is left of the protection of ``event`` if all other silos collude with the coordinator.
+
+    A release of mode ``distributed`` is left with its silo's own share of noise (:meth:`Distributed.if_others_collude`); any
+    other release does not depend on other silos, and stays as it is.
+    """
+    return event.if_others_collude() if isinstance(event, Distributed) else event
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
@@ -167,7 +293,8 @@ def event_from_dp_event(
 ) -> Event:
     """The event whose ``to_dp_event`` is ``dp_event``; for lists of events that came from elsewhere.
 
-    ``dp_accounting`` knows the mechanism only, so the rest must be said. What an unprotected release was is not in its event.
+    ``dp_accounting`` knows the mechanism only, so the rest must be said. What an unprotected release was is not in its event, nor
+    that noise came in shares: no event of mode ``distributed`` is made here.
 
     Parameters
     ----------
@@ -203,12 +330,15 @@ def event_from_dp_event(
     return PoissonGaussianSteps(step.event.noise_multiplier, step.sampling_probability, steps, max_norm, **place)
 
 
-def _check_positive(event: GaussianSum | PoissonGaussianSteps | Unprotected, *names: str) -> None:
+_Checked = GaussianSum | PoissonGaussianSteps | DistributedStep | Unprotected
+
+
+def _check_positive(event: _Checked, *names: str) -> None:
     for name in names:
         _check_number(event, name, math.inf, "positive and finite")
 
 
-def _check_number(event: GaussianSum | PoissonGaussianSteps | Unprotected, name: str, below: float, words: str) -> None:
+def _check_number(event: _Checked, name: str, below: float, words: str) -> None:
     """The field lies between 0 and ``below``; it becomes a float, so that an event has one form in a file."""
     value = getattr(event, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
@@ -219,13 +349,14 @@ def _check_number(event: GaussianSum | PoissonGaussianSteps | Unprotected, name:
         raise PrivacyError(f"{event.kind}: {name} is too large a number, must be {words}") from None
 
 
-def _check_whole(event: GaussianSum | PoissonGaussianSteps | Unprotected, name: str, least: int) -> None:
+def _check_whole(event: _Checked, name: str, least: int, most: int | None = None) -> None:
     value = getattr(event, name)
-    if type(value) is not int or value < least:
-        raise PrivacyError(f"{event.kind}: {name} = {value!r}, must be a whole number from {least}")
+    if type(value) is not int or value < least or (most is not None and value > most):
+        upper = "" if most is None else f" to {most}"
+        raise PrivacyError(f"{event.kind}: {name} = {value!r}, must be a whole number from {least}{upper}")
 
 
-def _check_place(event: GaussianSum | PoissonGaussianSteps | Unprotected) -> None:
+def _check_place(event: _Checked) -> None:
     """When and for whom."""
     _check_whole(event, "round", 0)
     if not isinstance(event.recipient, str) or not _RECIPIENT.fullmatch(event.recipient):

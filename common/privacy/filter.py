@@ -10,6 +10,9 @@ At its order α a limit (ε, δ) leaves room for a certain sum of costs, :func:`
 ε = RDP + log(1 − 1/α) − log(δα)/(α − 1) (Canonne, Kamath & Steinke 2020, Prop. 12) has a part that does not depend on what was
 spent: the first release pays for it. Therefore the order is chosen for the limit, by :func:`order_for`.
 
+Releases of mode ``distributed`` are charged by what the coordinator sees; :meth:`Spending.if_others_collude` tells what it would
+be if all other silos gave their shares of noise away. No limit is held against that figure; the policy bounds it by other means.
+
 The mathematics is Google's ``dp_accounting``; only the choice of the order is done here.
 """
 
@@ -24,7 +27,7 @@ from typing import Any
 
 from common.errors import BudgetExhausted, LedgerError, PrivacyError
 from common.logs import errors_only
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Distributed, Event, Unprotected, if_others_collude
 
 #: Where orders are looked for: the list that ``dp_accounting`` uses by default, so that its best order is one of them.
 ORDERS: tuple[float, ...] = (*(1 + x / 10.0 for x in range(1, 100)), *map(float, range(11, 64)), 128.0, 256.0, 512.0, 1024.0)
@@ -98,6 +101,10 @@ class Spending:
         """The same as epsilon at ``delta``; 0 before the first charge."""
         return epsilon_at(self.rdp(order, run=run, day=day), order, delta)
 
+    def if_others_collude(self) -> Spending:
+        """The same charges with what is left of each if all other silos collude with the coordinator."""
+        return Spending(Charge(charge.run, charge.time, if_others_collude(charge.event)) for charge in self.charges)
+
     def runs(self) -> tuple[str, ...]:
         """The runs that were charged, in the order of their first charge."""
         return tuple(dict.fromkeys(charge.run for charge in self.charges))
@@ -145,11 +152,29 @@ def day_of(time: int) -> int:
 
 
 def rdp_at(event: Event, order: float) -> float:
-    """Rényi divergence of ``order`` that ``event`` costs: infinite without protection, and where it cannot be computed."""
+    """Rényi divergence of ``order`` that ``event`` costs: infinite without protection, and where it cannot be computed.
+
+    The noise of mode ``distributed`` is discrete. At whole orders a continuous Gaussian costs exactly the same, sampled or not,
+    in the worse direction, removal (Mironov, Talwar & Zhang 2019, theorem 5, whose mirror image the whole numbers have too).
+    Between whole orders ``(a - 1) D_a``, the logarithm of a moment, is convex in a, and 0 at a = 1; so the chord between the
+    whole orders on either side is an upper bound.
+    """
     if isinstance(event, Unprotected):
         return math.inf
     _dp()
-    return _rdp_of(event.to_dp_event(), order)
+    dp_event = event.to_dp_event()
+    if isinstance(event, Distributed) and not float(order).is_integer():
+        below, above = float(math.floor(order)), float(math.ceil(order))
+        low = (below - 1) * _rdp_of(dp_event, below) if below > 1 else 0.0
+        high = (above - 1) * _rdp_of(dp_event, above)
+        return ((above - order) * low + (order - below) * high) / (order - 1)
+    return _rdp_of(dp_event, order)
+
+
+def orders_for(events: Iterable[Event]) -> tuple[float, ...]:
+    """Where to look for the best order of ``events``: whole orders only where one is of mode ``distributed``, because its cost is
+    exact there and a bound elsewhere; else all :data:`ORDERS`."""
+    return WHOLE_ORDERS if any(isinstance(event, Distributed) for event in events) else ORDERS
 
 
 def epsilon_at(rdp: float, order: float, delta: float) -> float:
@@ -179,7 +204,7 @@ def order_for(epsilon: float, delta: float) -> float:
 
 
 def best_order(events: Sequence[Event], delta: float) -> float:
-    """The order at which the planned ``events`` together come to the least epsilon, of :data:`ORDERS`.
+    """The order at which the planned ``events`` together come to the least epsilon, of :func:`orders_for` them.
 
     For a policy that is written for one plan: at this order the filter's epsilon is that of ``dp_accounting``'s RDP accountant.
 
@@ -192,8 +217,9 @@ def best_order(events: Sequence[Event], delta: float) -> float:
         raise PrivacyError("an order can be chosen for a plan of protected releases only")
     _dp()
     times = Counter(event.to_dp_event() for event in events)
-    sums = [math.fsum(n * _rdp_of(event, order) for event, n in times.items()) for order in ORDERS]
-    return float(_dp().compute_epsilon(ORDERS, sums, delta)[1])
+    orders = orders_for(events)
+    sums = [math.fsum(n * _rdp_of(event, order) for event, n in times.items()) for order in orders]
+    return float(_dp().compute_epsilon(orders, sums, delta)[1])
 
 
 @lru_cache(maxsize=1 << 16)

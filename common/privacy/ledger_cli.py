@@ -83,6 +83,9 @@ def show(
 ) -> None:
     """Print the budget, what is spent and what is left, every run, and the last entries.
 
+    After releases of mode distributed there are two figures: against whoever sees the sums over silos, which is what the budget
+    counts, and if all other silos collude with the coordinator.
+
     Example: silorec ledger show /var/lib/silorec --last 20
     """
     from common.privacy.ledger import read_ledger

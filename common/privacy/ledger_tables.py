@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from common.privacy.entries import Chain, Entry
-    from common.privacy.spent import Spent
+    from common.privacy.spent import Collusion, Spent
 
 
 def identity(chain: Chain) -> dict[str, Any]:
@@ -32,7 +32,11 @@ def identity(chain: Chain) -> dict[str, Any]:
 
 
 def facts_of(chain: Chain, spent: Spent, last: int) -> dict[str, Any]:
-    """All that ``show`` says; null stands for an epsilon without bound, or without limit."""
+    """All that ``show`` says; null stands for an epsilon without bound, or without limit.
+
+    What is left if all other silos collude is there where something of mode ``distributed`` was released, and absent elsewhere.
+    """
+    left = spent.if_others_collude
     return {
         **identity(chain),
         "policy": chain.policy.to_dict(),
@@ -48,8 +52,16 @@ def facts_of(chain: Chain, spent: Spent, last: int) -> dict[str, Any]:
             "today": _finite(spent.today),
             **({} if spent.best_rdp is None else {"best_rdp": _finite(spent.best_rdp)}),
             **({} if spent.pld is None else {"pld": _finite(spent.pld)}),
+            **_facts_of_collusion(spent),
         },
-        "runs": {run: {"epsilon": _finite(value), "releases": _releases(chain, run)} for run, value in spent.runs.items()},
+        "runs": {
+            run: {
+                "epsilon": _finite(value),
+                "releases": _releases(chain, run),
+                **({} if left is None else {"epsilon_if_others_collude": _finite(left.runs[run])}),
+            }
+            for run, value in spent.runs.items()
+        },
         "last": [entry.body for entry in chain.entries[len(chain.entries) - last :]] if last else [],
     }
 
@@ -65,11 +77,13 @@ def print_ledger(chain: Chain, spent: Spent, last: int) -> None:
     console = Console()
     table = Table(title=escape(f"ledger of {chain.silo}{' (closed)' if chain.closed else ''}"), show_header=False)
     share = "" if spent.share is None else f" ({spent.share:.1%} of what the filter has room for)"
-    left = _left(spent)
+    left, collusion = _left(spent), spent.if_others_collude
+    against = "" if collusion is None else ", against whoever sees the sums over silos"
     rows = {
         "key": fingerprint(chain.public_key),
         "budget": f"epsilon {'without limit' if spent.limit is None else f'{spent.limit:g}'} at delta {spent.delta:g}",
-        "spent": f"epsilon {_figure(spent.epsilon)}{share}",
+        "spent": f"epsilon {_figure(spent.epsilon)}{share}{against}",
+        **({} if collusion is None else {"if others collude": _collusion_in_words(collusion)}),
         "left": "without limit" if left is None else f"epsilon {left:.4g}",
         "releases": f"{spent.reservations} paid for, {spent.open} of them without an answer",
         "filter": f"Rényi order {spent.order:g}, fixed",
@@ -77,13 +91,17 @@ def print_ledger(chain: Chain, spent: Spent, last: int) -> None:
     }
     if spent.best_rdp is not None and spent.pld is not None:
         rows["if fixed in advance"] = f"epsilon {_figure(spent.best_rdp)} (RDP), {_figure(spent.pld)} (PLD)"
+        if collusion is not None and collusion.best_rdp is not None and collusion.pld is not None:
+            both = f"epsilon {_figure(collusion.best_rdp)} (RDP), {_figure(collusion.pld)} (PLD)"
+            rows["if fixed in advance"] += f"; if others collude, {both}"
     for name, value in rows.items():
         table.add_row(name, escape(value))
     console.print(table)
     if spent.runs:
-        runs = Table("run", "releases", "epsilon", title="runs")
+        runs = Table("run", "releases", "epsilon", *([] if collusion is None else ["if others collude"]), title="runs")
         for run, epsilon in spent.runs.items():
-            runs.add_row(run[:16], str(_releases(chain, run)), _figure(epsilon))
+            second = [] if collusion is None else [_figure(collusion.runs[run])]
+            runs.add_row(run[:16], str(_releases(chain, run)), _figure(epsilon), *second)
         console.print(runs)
     if last:
         entries = Table(
@@ -129,7 +147,8 @@ def _about(entry: Entry) -> str:
             return f"by {software}"
         case kinds.Reservation() as what:
             epsilon = "infinite" if what.epsilon is None else f"{what.epsilon:.4g}"
-            return f"{what.action}, round {what.round}, run {what.run[:8]}: {what.event['kind']}; epsilon {epsilon} in all"
+            kind = what.event["kind"] + (f" of {what.event['honest']} honest silos" if "honest" in what.event else "")
+            return f"{what.action}, round {what.round}, run {what.run[:8]}: {kind}; epsilon {epsilon} in all"
         case kinds.Commitment(reservation=seq, answer=answer):
             return f"to entry {seq}: {answer[:16]}"
         case kinds.Countersignature(by=by):
@@ -137,6 +156,23 @@ def _about(entry: Entry) -> str:
         case kinds.Amendment(reason=reason) | kinds.Closing(reason=reason):
             return reason
     return ""
+
+
+def _facts_of_collusion(spent: Spent) -> dict[str, Any]:
+    left = spent.if_others_collude
+    if left is None:
+        return {}
+    return {
+        "epsilon_if_others_collude": _finite(left.epsilon),
+        "honest_silos": left.honest,
+        **({} if left.best_rdp is None else {"best_rdp_if_others_collude": _finite(left.best_rdp)}),
+        **({} if left.pld is None else {"pld_if_others_collude": _finite(left.pld)}),
+    }
+
+
+def _collusion_in_words(left: Collusion) -> str:
+    silos = "1 honest silo" if left.honest == 1 else f"up to {left.honest} honest silos"
+    return f"epsilon {_figure(left.epsilon)}, by this silo's own noise alone; the budget counts on {silos} in every sum"
 
 
 def _releases(chain: Chain, run: str) -> int:

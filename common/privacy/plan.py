@@ -11,8 +11,19 @@ from dataclasses import dataclass
 
 from common.config import Config, Mode
 from common.errors import PrivacyError
-from common.privacy.accountant import epsilon, noise_for_gaussian, noise_for_steps
-from common.privacy.events import Event, GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected
+from common.privacy.accountant import epsilon, epsilon_if_others_collude, noise_for_gaussian, noise_for_steps
+from common.privacy.events import (
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+    if_others_collude,
+)
+from common.secagg.rules import Rules
 
 COUNT_MAX_NORM = 1.0  # each user's counts are scaled to this L2 norm, so its value is a matter of units only
 
@@ -27,21 +38,26 @@ class PrivacyPlan:
     Parameters
     ----------
     epsilon, delta:
-        The budget of the whole run; meaningless in mode ``none``.
+        The budget of the whole run; meaningless in mode ``none``. In mode ``distributed`` it holds against whoever sees the sums.
     noise_multiplier:
-        Of each training step; 0 in mode ``none``.
+        Of each training step; 0 in mode ``none``. In mode ``distributed`` all noise multipliers are those of a sum over silos
+        with :attr:`honest` shares of noise in it.
     count_noise_multiplier:
         Of the count release; 0 in mode ``none``.
     metrics_noise_multiplier:
         Of the figures of quality after the last round; 0 in mode ``none`` and where they are withheld.
     expected_batch_size:
-        Declared users times sampling probability: the denominator of every step.
+        Declared users of this silo times sampling probability: the denominator of every step. In mode ``distributed`` the
+        coordinator divides by the sum of it over all silos.
     steps_per_round, rounds:
         How often.
     withholds_metrics:
         Nothing is told of an adapter's quality.
     hardened:
         The noise withstands attacks on floating-point arithmetic; each silo decides for itself.
+    honest:
+        Mode ``distributed``: silos in every sum whose shares of noise are counted on (``common.secagg.rules.Rules.honest``);
+        0 in the other modes.
     """
 
     mode: Mode
@@ -57,27 +73,32 @@ class PrivacyPlan:
     metrics_noise_multiplier: float = 0.0
     withholds_metrics: bool = True
     hardened: bool = True
+    honest: int = 0
 
     @property
     def count_noise_std(self) -> float:
-        """Standard deviation of the noise in each released count."""
+        """Standard deviation of the noise in each released count; in mode ``distributed``, the least in each of the sum."""
         return self.count_noise_multiplier * COUNT_MAX_NORM
 
     @property
     def metrics_noise_std(self) -> float:
-        """Standard deviation of the noise in each released figure of quality, a sum over users."""
+        """Standard deviation of the noise in each released figure of quality, a sum over users; see :attr:`count_noise_std`."""
         return self.metrics_noise_multiplier * METRICS_MAX_NORM
 
     def count_event(self) -> Event:
         """What the count release costs."""
         if self.mode == "none":
             return Unprotected("interaction counts")
-        return GaussianCount(self.count_noise_multiplier, COUNT_MAX_NORM)
+        return _count(self.count_noise_multiplier, self.honest)
 
     def train_event(self, round_number: int) -> Event:
         """What the update of one round costs."""
         if self.mode == "none":
             return Unprotected("update", round_number)
+        if self.mode == "distributed":
+            return DistributedStep(
+                self.noise_multiplier, self.sampling_probability, self.max_grad_norm, round_number, honest=self.honest
+            )
         return PoissonGaussianSteps(
             self.noise_multiplier, self.sampling_probability, self.steps_per_round, self.max_grad_norm, round_number
         )
@@ -86,16 +107,26 @@ class PrivacyPlan:
         """What the figures of quality cost."""
         if self.mode == "none":
             return Unprotected("metrics", self.rounds)
-        return GaussianMetrics(self.metrics_noise_multiplier, METRICS_MAX_NORM, self.rounds)
+        return _metrics(self.metrics_noise_multiplier, self.rounds, self.honest)
 
     def all_events(self) -> list[Event]:
         """Every release of the run, in order."""
         training = [self.train_event(r) for r in range(1, self.rounds + 1)]
         return [self.count_event(), *training, *([] if self.withholds_metrics else [self.metrics_event()])]
 
+    def collusion_events(self) -> list[Event]:
+        """What is left of :meth:`all_events` if all other silos collude with the coordinator; in modes other than ``distributed``
+        that is all of them.
+        """
+        return [if_others_collude(event) for event in self.all_events()]
+
     def epsilon_after(self, rounds: int, method: str = "rdp") -> float:
         """Epsilon spent after the count and ``rounds`` rounds."""
         return epsilon(self.all_events()[: rounds + 1], self.delta, "pld" if method == "pld" else "rdp")
+
+    def epsilon_if_others_collude(self, method: str = "rdp") -> float:
+        """Epsilon of the whole run if all other silos collude with the coordinator, at the run's delta."""
+        return epsilon_if_others_collude(self.all_events(), self.delta, "pld" if method == "pld" else "rdp")
 
 
 def delta_for(config: Config, declared_users: Sequence[int]) -> float:
@@ -108,23 +139,31 @@ def delta_for(config: Config, declared_users: Sequence[int]) -> float:
 def plan_for(config: Config, declared_users: int, smallest: int) -> PrivacyPlan:
     """The plan of a silo that declared ``declared_users``, in a federation whose smallest silo declared ``smallest``.
 
+    In mode ``distributed`` the noise of a sum over silos is calibrated as that of one mechanism, at whole Rényi orders.
+
     Raises
     ------
     PrivacyError
         If no noise can meet the budget.
+    ConfigError
+        If the mode is ``distributed`` and there are too few silos for secure sums.
     """
     privacy, training, rounds = config.privacy, config.training, config.federation.rounds
     if declared_users < 1 or smallest < 1:
         raise PrivacyError(f"declared users must be at least 1, got {declared_users} and {smallest}")
     delta = delta_for(config, [smallest])
+    in_shares = privacy.mode == "distributed"
+    honest = Rules.of(config).honest if in_shares else 0
     count_noise = metrics_noise = noise = 0.0
     before: list[Event] = []
     if privacy.mode != "none":
-        count_noise = noise_for_gaussian(privacy.count_share * privacy.epsilon, delta, privacy.accountant)
-        before.append(GaussianCount(count_noise, COUNT_MAX_NORM))
+        budget = privacy.count_share * privacy.epsilon
+        count_noise = noise_for_gaussian(budget, delta, privacy.accountant, whole_orders=in_shares)
+        before.append(_count(count_noise, honest))
         if privacy.metrics_share:
-            metrics_noise = noise_for_gaussian(privacy.metrics_share * privacy.epsilon, delta, privacy.accountant)
-            before.append(GaussianMetrics(metrics_noise, METRICS_MAX_NORM))
+            budget = privacy.metrics_share * privacy.epsilon
+            metrics_noise = noise_for_gaussian(budget, delta, privacy.accountant, whole_orders=in_shares)
+            before.append(_metrics(metrics_noise, rounds, honest))
         if rounds:
             noise = noise_for_steps(
                 privacy.epsilon,
@@ -133,6 +172,7 @@ def plan_for(config: Config, declared_users: int, smallest: int) -> PrivacyPlan:
                 steps=rounds * training.local_steps,
                 before=before,
                 method=privacy.accountant,
+                whole_orders=in_shares,
             )
     return PrivacyPlan(
         mode=privacy.mode,
@@ -147,4 +187,18 @@ def plan_for(config: Config, declared_users: int, smallest: int) -> PrivacyPlan:
         rounds=rounds,
         metrics_noise_multiplier=metrics_noise,
         withholds_metrics=not privacy.metrics_share,
+        honest=honest,
     )
+
+
+def _count(noise_multiplier: float, honest: int) -> Event:
+    """The event of a count; of mode ``distributed`` where shares of noise are counted on."""
+    if honest:
+        return DistributedCount(noise_multiplier, COUNT_MAX_NORM, honest=honest)
+    return GaussianCount(noise_multiplier, COUNT_MAX_NORM)
+
+
+def _metrics(noise_multiplier: float, round_number: int, honest: int) -> Event:
+    if honest:
+        return DistributedMetrics(noise_multiplier, METRICS_MAX_NORM, round_number, honest=honest)
+    return GaussianMetrics(noise_multiplier, METRICS_MAX_NORM, round_number)

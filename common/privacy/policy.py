@@ -9,6 +9,10 @@ amendment, so an auditor sees which policy was in force when. It is public, and 
     epsilon_per_run = 4.0
     min_noise_multiplier = 0.8
     coordinators = ["6f0c…"]        # public keys; ["any"] admits everybody
+
+Mode ``distributed`` is answered only where ``modes`` says so, because its protection rests on other silos too. All epsilons here
+then hold against whoever sees sums over silos. How far the silo relies on others is bounded by ``max_honest_silos`` and
+``min_share_noise_multiplier``.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.config import read_toml
 from common.errors import ConfigError, PolicyRefused, PrivacyError
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Distributed, Event, Unprotected
 from common.privacy.filter import Limit, order_for, rdp_budget
 from common.privacy.signing import is_public_key
 
@@ -74,7 +78,8 @@ class Proposal:
             raise PrivacyError(f"coordinator = {self.coordinator!r}, must be empty or 64 lower-case hex characters")
         if self.event.round != self.round:
             raise PrivacyError(f"round = {self.round}, but the event is of round {self.event.round}")
-        if (self.mode == "none") != isinstance(self.event, Unprotected):
+        kinds = {"none": Unprotected, "distributed": Distributed}
+        if any((self.mode == mode) != isinstance(self.event, kind) for mode, kind in kinds.items()):
             raise PrivacyError(f"mode = {self.mode!r} does not go with a release of kind {self.event.kind!r}")
 
 
@@ -94,7 +99,18 @@ class Policy(BaseModel):
     epsilon_per_day: float | None = Field(None, gt=0, description="of all releases of one day (UTC)")
     order_per_day: float | None = Field(None, gt=1.01, le=1024, description="as order, for epsilon_per_day")
     modes: tuple[Mode, ...] = Field(("silo",), min_length=1, description="which modes are answered")
-    min_noise_multiplier: float = Field(0.0, ge=0, description="least noise of any release, the count included")
+    min_noise_multiplier: float = Field(
+        0.0, ge=0, description="least noise of any release, the count included; mode distributed: of the sum over silos"
+    )
+    min_share_noise_multiplier: float = Field(
+        0.0, ge=0, description="mode distributed: least noise of this silo's own share, which is left if all others collude"
+    )
+    max_honest_silos: int | None = Field(
+        None,
+        ge=1,
+        description="mode distributed: at most so many honest silos may be counted on; the fewer, the less this silo depends on "
+        "others",
+    )
     max_sampling_probability: float = Field(1.0, gt=0, le=1, description="largest chance of a user to be in a step")
     max_steps_per_round: int | None = Field(None, ge=1, description="steps of one answer")
     max_rounds_per_run: int | None = Field(None, ge=1, description="no round with a higher number is answered")
@@ -182,6 +198,14 @@ class Policy(BaseModel):
                 f"min_noise_multiplier: a noise multiplier of {event.noise_multiplier:g} was asked for, "
                 f"the policy allows {self.min_noise_multiplier:g} and more"
             )
+        if isinstance(event, Distributed):
+            _at_most("max_honest_silos", "noise that counts on honest silos:", event.honest, self.max_honest_silos)
+            if event.share_noise_multiplier < self.min_share_noise_multiplier:
+                raise PolicyRefused(
+                    f"min_share_noise_multiplier: a noise multiplier of {event.noise_multiplier:g} from {event.honest} honest "
+                    f"silos is {event.share_noise_multiplier:g} of this silo's own, the policy allows "
+                    f"{self.min_share_noise_multiplier:g} and more"
+                )
         sampling, steps = getattr(event, "sampling_probability", None), getattr(event, "steps", None)
         _at_most("max_sampling_probability", "a sampling probability of", sampling, self.max_sampling_probability)
         _at_most("max_steps_per_round", "steps:", steps, self.max_steps_per_round)

@@ -47,6 +47,7 @@ class Record:
     runs: tuple[Mapping[str, Any], ...]
     answers: tuple[Answered, ...]
     refusals: tuple[Mapping[str, Any], ...]
+    sums: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def run(self) -> Mapping[str, Any]:
@@ -87,6 +88,10 @@ class Transcript:
         entries += [{"type": "refusal", **told, "silo": s, "code": code} for s, code in refusals.items()]
         self._append(entries)
 
+    def record_sum(self, facts: Mapping[str, Any]) -> None:
+        """Note one attempt at a secure sum: who took part in which stage, and who signed for the survivors."""
+        self._append([{"type": "sum", **facts}])
+
     def _append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         lines = []
         for entry in entries:
@@ -121,12 +126,12 @@ def read_transcript(path: Path) -> Record:
     entries = [line["entry"] for line in _chained(raw[: raw.rfind(b"\n") + 1], str(path))]
     if not entries or entries[0]["type"] != "run":
         raise FederationError(f"{path}: not a transcript: it does not begin with a run")
-    by_type = {kind: [e for e in entries if e["type"] == kind] for kind in ("run", "answer", "refusal")}
+    by_type = {kind: [e for e in entries if e["type"] == kind] for kind in ("run", "answer", "refusal", "sum")}
     try:
         answers = tuple(Answered(e["action"], e["round"], e["silo"], e["question"], e["answer"]) for e in by_type["answer"])
     except KeyError as error:
         raise FederationError(f"{path}: an answer lacks its {error.args[0]!r}") from None
-    return Record(tuple(by_type["run"]), answers, tuple(by_type["refusal"]))
+    return Record(tuple(by_type["run"]), answers, tuple(by_type["refusal"]), tuple(by_type["sum"]))
 
 
 def _chained(raw: bytes, where: str) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from common.errors import ConfigError
 from common.privacy.signing import fingerprint, is_public_key
 
 FORMAT = 1
+ROSTER = "roster.toml"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from simulations.attacks.planting import (
 from simulations.watch import Silent, Watch
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 Kind = Literal["gradient", "synthetic-users"]
 Verdict = Literal["claim refuted", "not the mechanism claimed", "consistent", "cannot say"]

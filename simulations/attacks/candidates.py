@@ -23,7 +23,7 @@ from simulations.attacks.target import some_users
 from simulations.attacks.views import Mask, View, updates
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 UserReader = Literal["cosine", "regression"]
 READERS: tuple[UserReader, ...] = ("cosine", "regression")

@@ -20,7 +20,7 @@ from common.errors import PrivacyError
 from simulations.attacks.target import blocks
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
     from common.model.recommender import Recommender
 
 #: Bytes of gradients that one attack may hold.
@@ -46,7 +46,7 @@ def user_gradients(config: Config, data: SiloData, start: NDArray[np.float32], m
     from opacus.grad_sample import GradSampleHooks
 
     from client import grad_samplers  # noqa: F401  registers the recommender's layers with Opacus
-    from client.trainer import per_user_gradients
+    from client.dp_steps import per_user_gradients
     from common.model.adapter import from_vector
     from common.model.resident import resident
 

@@ -37,7 +37,7 @@ from simulations.attacks.target import check_fits, mean_losses, some_users, trai
 from simulations.watch import Silent, Watch
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 Method = Literal["rmia", "rmia-offline", "lira"]
 METHODS: tuple[Method, ...] = get_args(Method)

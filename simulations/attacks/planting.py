@@ -31,7 +31,8 @@ from common.privacy.plan import PrivacyPlan
 from simulations.watch import Watch
 
 if TYPE_CHECKING:
-    from client.trainer import Plant, SiloData
+    from client.dp_steps import Plant
+    from client.silo_data import SiloData
     from common.model.adapter import Manifest
     from common.model.recommender import Recommender
 
@@ -184,7 +185,7 @@ def made_up_histories(
 
 def with_users(config: Config, histories: tuple[NDArray[np.int32], ...], background: SiloData | None) -> SiloData:
     """The silo of ``background`` with users appended who have these histories and no text; without one, a silo of them alone."""
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
     from common.model.resident import resident
 
     text: tuple[tuple[int, ...], ...] = ((),) * len(histories)

@@ -30,7 +30,7 @@ from simulations.attacks.views import VIEWS, Mask, View, uniform_words, updates
 from simulations.watch import Silent, Watch
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 
 @dataclass(frozen=True)

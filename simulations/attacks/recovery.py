@@ -28,7 +28,7 @@ from simulations.attacks.gradients import MOST_BYTES, item_gradients, regressed,
 from simulations.attacks.views import VIEWS, View
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 ItemReader = Literal["biases", "factors", "matching"]
 

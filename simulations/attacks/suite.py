@@ -29,7 +29,7 @@ from common.protocol import config_hash
 from simulations.watch import Silent, Watch
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
     from common.privacy.plan import PrivacyPlan
 
 Kind = Literal["canaries", "members", "reconstruction"]

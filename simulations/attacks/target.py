@@ -19,7 +19,7 @@ from common.errors import PrivacyError
 from common.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 
 def some_users(data: SiloData, users: Sequence[int] | NDArray[np.integer]) -> SiloData:
@@ -44,7 +44,7 @@ def trained_adapter(config: Config, data: SiloData, plan: PrivacyPlan, *, seed: 
     from common.model.recommender import biases_from_counts
     from common.model.resident import resident
     from common.protocol import silo_seed
-    from server.aggregation import OPTIMISERS, OptimiserState, averaged, kept
+    from server.optimisers import OPTIMISERS, OptimiserState, averaged, kept
 
     check_fits(config, data, plan)
     home, federation = resident(config), config.federation
@@ -70,7 +70,7 @@ def mean_losses(config: Config, data: SiloData, vector: NDArray[np.float32]) -> 
     """
     import torch
 
-    from client.trainer import user_losses
+    from client.silo_data import user_losses
     from common.model.adapter import from_vector
     from common.model.resident import resident
 

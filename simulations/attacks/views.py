@@ -24,7 +24,7 @@ from common.errors import PrivacyError
 from common.privacy.plan import PrivacyPlan
 
 if TYPE_CHECKING:
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
 View = Literal["unprotected", "masked", "private"]
 VIEWS: tuple[View, ...] = ("unprotected", "masked", "private")

@@ -7,6 +7,7 @@ benchmark.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import pkgutil
 import tomllib
@@ -84,7 +85,9 @@ class Report:
         )
 
 
-Bench = Callable[[Path, Watch], list[Figure]]
+Bench = Callable[..., list[Figure]]
+"""``bench(out, watch)``; what else it takes, by keyword only, are settings with defaults."""
+
 _registry: dict[str, Bench] = {}
 
 
@@ -111,17 +114,22 @@ def goals_of(name: str) -> tuple[Goal, ...]:
     return tuple(Goal(figure, **limits) for figure, limits in table.get(name, {}).items())
 
 
-def run_bench(name: str, out: Path, watch: Watch) -> Report:
+def run_bench(name: str, out: Path, watch: Watch, **settings: int) -> Report:
     """Run one benchmark and keep its report as ``out/<name>.json``.
+
+    ``settings`` change what it measures (sizes, repeats); the goals stay, and those for what was not measured count as missed.
 
     Raises
     ------
     ConfigError
-        If there is none of that name.
+        If there is none of that name, or it does not take one of the settings.
     """
     known = benches()
     if name not in known:
         raise ConfigError(f"no benchmark {name!r}; there are: {', '.join(known)}")
-    report = Report(name, tuple(_registry[name](out / name, watch)), goals_of(name))
+    takes = {key for key, part in inspect.signature(_registry[name]).parameters.items() if part.kind is part.KEYWORD_ONLY}
+    for key in settings.keys() - takes:
+        raise ConfigError(f"benchmark {name!r} takes no setting {key!r}; it takes: {', '.join(sorted(takes)) or 'none'}")
+    report = Report(name, tuple(_registry[name](out / name, watch, **settings)), goals_of(name))
     write_durably(out / f"{name}.json", (json.dumps(report.as_dict(), indent=2) + "\n").encode())
     return report

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+import client.dp_steps
 import client.silo
-import client.trainer
 from client.silo import KEY, LEDGER, Place, Silo
 from common.config import Config
 from common.model.resident import resident
@@ -84,7 +84,7 @@ def live(config: Config, folder: Path, start: int, pipe: int, end: str | None, a
     around(Ledger, "reserve", "reserve", "reserved")
     around(client.silo, "_write_released", "computed", "kept")
     around(Ledger, "commit", None, "committed")
-    around(client.trainer, "per_user_gradients", "in the middle of computing", None)
+    around(client.dp_steps, "per_user_gradients", "in the middle of computing", None)
     silo = Silo(config, Place(0, folder, simulated=True))
     for number, (action, request) in enumerate(questions(config)[start:], start=start):
         fields = silo.count(request) if action == COUNT else silo.train(request)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.trainer import SiloData, tokenise, user_losses
+from client.silo_data import SiloData, tokenise, user_losses
 from common.config import Config, load
 from common.data.catalogue import Catalogue
 from common.model.adapter import from_vector, manifest_of, to_vector
@@ -106,7 +106,7 @@ def flat(gradient: dict[str, torch.Tensor]) -> np.ndarray:
 
 def latest_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every user's window ends at the latest item."""
-    monkeypatch.setattr("client.trainer._random_ends", lambda silo, users, rng: None)
+    monkeypatch.setattr("client.silo_data.SiloData.random_ends", lambda silo, users, rng: None)
 
 
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleHooks
 
-import client.trainer
+import client.dp_steps
 from client import grad_samplers  # noqa: F401  registers layers
-from client.trainer import per_user_gradients, train_round
+from client.dp_steps import per_user_gradients
+from client.trainer import train_round
 from common.data.catalogue import Catalogue
 from tests.client import small_silo
 
@@ -96,8 +97,8 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_harms_nobody(catalogue: Ca
     alone = small_silo.gradients_one_by_one(model, data, config)
     spoilt = torch.ones(9)
     spoilt[5], spoilt[6] = float("nan"), float("inf")
-    real = client.trainer.user_losses
-    monkeypatch.setattr(client.trainer, "user_losses", lambda *arguments: real(*arguments) * spoilt)
+    real = client.dp_steps.user_losses
+    monkeypatch.setattr(client.dp_steps, "user_losses", lambda *arguments: real(*arguments) * spoilt)
     hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
     model.train()
     per_user_gradients(model, *data.batch(range(9)), data, config)

@@ -14,10 +14,12 @@ import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
+import client.dp_steps
 import client.silo
+import client.silo_data
 import client.trainer
 from client.silo import KEY, LEDGER
-from client.trainer import SiloData
+from client.silo_data import SiloData
 from common.config import Config
 from common.data.population import load_catalogue
 from common.model.backbone import ByteTokenizer
@@ -56,7 +58,7 @@ def missing_file(patch: pytest.MonkeyPatch, data: Path) -> None:
 
 
 def a_bug_that_quotes_its_input(patch: pytest.MonkeyPatch, data: Path) -> None:
-    patch.setattr(client.trainer, "user_losses", _raise(lambda: KeyError(f"user {MARKER}")))
+    patch.setattr(client.dp_steps, "user_losses", _raise(lambda: KeyError(f"user {MARKER}")))
 
 
 def a_bug_while_another_error_is_handled(patch: pytest.MonkeyPatch, data: Path) -> None:
@@ -71,7 +73,7 @@ def a_bug_while_another_error_is_handled(patch: pytest.MonkeyPatch, data: Path) 
 
 
 def several_errors_at_once(patch: pytest.MonkeyPatch, data: Path) -> None:
-    patch.setattr(client.trainer, "user_texts", _raise(lambda: ExceptionGroup(MARKER, [ValueError(MARKER), KeyError(MARKER)])))
+    patch.setattr(client.silo_data, "user_texts", _raise(lambda: ExceptionGroup(MARKER, [ValueError(MARKER), KeyError(MARKER)])))
 
 
 def an_assertion_with_the_data_in_it(patch: pytest.MonkeyPatch, data: Path) -> None:
@@ -100,7 +102,7 @@ def a_library_that_warns_and_a_number_that_is_none(patch: pytest.MonkeyPatch, da
 
 
 def an_endless_recursion(patch: pytest.MonkeyPatch, data: Path) -> None:
-    patch.setattr(client.trainer, "tokenise", _raise(lambda: RecursionError(f"maximum depth at {MARKER}")))
+    patch.setattr(client.silo_data, "tokenise", _raise(lambda: RecursionError(f"maximum depth at {MARKER}")))
 
 
 BREAKS: tuple[Break, ...] = (

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from client.silo import Place, Silo
-from client.trainer import SiloData, release_metrics
+from client.silo_data import SiloData
+from client.trainer import release_metrics
 from common.config import Config
 from common.data.population import load_population
 from common.data.split import without_last

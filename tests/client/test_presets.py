@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.trainer import SiloData, train_round
+from client.silo_data import SiloData
+from client.trainer import train_round
 from common.config import load
 from common.data.catalogue import Catalogue
 from common.model.adapter import manifest_of

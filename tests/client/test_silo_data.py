@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-import client.trainer
-from client.trainer import SiloData, tokenise, user_losses, user_texts
+from client.silo_data import SiloData, tokenise, user_losses, user_texts
 from common.data.catalogue import Catalogue
 from common.data.interactions import Dataset, Interactions
 from common.errors import ModelError
@@ -58,14 +57,14 @@ def test_windows_end_at_the_latest_item_or_anywhere_after_the_first(catalogue: C
     """Half of the ends are anywhere in 2..n, the others at n: chi-square over the ends of one user, seeded."""
     data = small_silo.data()
     users = np.full(8000, 5)
-    ends = client.trainer._random_ends(data, users, np.random.default_rng(0))
+    ends = data.random_ends(users, np.random.default_rng(0))
     n = len(data.histories[5])
     expected = np.full(n - 1, 0.5 / (n - 1))
     expected[-1] += 0.5
     assert stats.chisquare([(ends == e).sum() for e in range(2, n + 1)], expected * 8000).pvalue > ALARM
     lengths = [len(h) for h in data.histories]
     for _ in range(20):
-        ends = client.trainer._random_ends(data, np.arange(9), np.random.default_rng())
+        ends = data.random_ends(np.arange(9), np.random.default_rng())
         assert all(min(2, n) <= e <= n for e, n in zip(ends, lengths, strict=True))
 
 

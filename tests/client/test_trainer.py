@@ -10,18 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
+import client.dp_steps
 import client.trainer
-from client.trainer import (
-    LocalResult,
-    SiloData,
-    poisson_sample,
-    release_counts,
-    train_round,
-    user_losses,
-)
+from client.dp_steps import poisson_sample
+from client.silo_data import SiloData, user_losses
+from client.trainer import LocalResult, release_counts, train_round
 from common.data.catalogue import Catalogue
 from common.model.adapter import from_vector, manifest_of, to_vector
-from common.model.recommender import Recommender
+from common.model.recommender import Batch, Recommender
 from common.privacy.plan import COUNT_MAX_NORM, PrivacyPlan, plan_for
 from common.privacy.rounding import grid
 from common.protocol import TRAIN, check_reply
@@ -216,7 +212,7 @@ def test_a_round_leaves_nothing_behind_in_the_model(
     for mode in ("silo", "none"):
         if broken_off:
             with monkeypatch.context() as broken:
-                broken.setattr(client.trainer, "user_losses", interrupted)
+                broken.setattr(client.dp_steps if mode == "silo" else client.trainer, "user_losses", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     run(model, start, mode)
         else:
@@ -241,7 +237,7 @@ def test_a_used_model_is_as_good_as_new(between: str, catalogue: Catalogue, monk
     used = small_silo.model(config, catalogue, dropout=True)
     if between == "broken off":
         with monkeypatch.context() as broken:
-            broken.setattr(client.trainer, "user_losses", interrupted)
+            broken.setattr(client.dp_steps, "user_losses", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(used, start, "silo")
     else:
@@ -261,6 +257,56 @@ def test_without_protection_a_round_is_determined_by_its_seed(catalogue: Catalog
     torch.manual_seed(2)
     np.testing.assert_array_equal(run(model, start, "none", seed=5).update, first.update)
     assert (run(model, start, "none", seed=6).update != first.update).any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training__local_steps": 5, "training__learning_rate": 0.1},
+        {"training__local_epochs": 2, "training__optimizer": "adamw", "training__learning_rate": 0.01},
+        {"training__local_steps": 2, "training__label_smoothing": 0.2, "training__gradient_clip": 0.05},
+    ],
+    ids=["sgd", "adamw", "smoothed"],
+)
+def test_without_protection_a_round_is_this_loop_to_the_bit(settings: dict[str, Any], catalogue: Catalogue) -> None:
+    """Nine users in batches of four, two of which fit into memory: what is drawn from the seed, in which order, and each step."""
+    config = small_silo.config(
+        privacy__mode="none", training__batch_size=4, training__physical_batch_size=2, training__weight_decay=0.1, **settings
+    )
+    training = config.training
+    model, data = small_silo.model(config, catalogue, dropout=True), small_silo.data(mask=True)
+    start = to_vector(model)
+    result = train_round(model, data, config, small_silo.plan(config), round_number=1, silo_seed=5)
+    from_vector(model, start, manifest_of(model))
+    parameters = list(small_silo.trainable(model).values())
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=training.learning_rate)
+    if training.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.1)
+    rng, loss, predictions, steps = np.random.default_rng(5), 0.0, 0, 0
+    model.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        while steps < (6 if training.local_epochs else training.local_steps):
+            if steps % 3 == 0:
+                order = rng.permutation(9)
+            users = order[4 * (steps % 3) :][:4]
+            lengths = np.array([len(data.histories[u]) for u in users])
+            anywhere = rng.integers(np.minimum(2, lengths), lengths + 1)
+            batch, targets = data.batch(users, np.where(rng.random(len(users)) < 0.5, anywhere, lengths))
+            known = int((targets >= 0).sum())
+            for rows in (slice(0, 2), slice(2, 4))[: (len(users) + 1) // 2]:
+                part = Batch(batch.items[rows], batch.text[rows])
+                summed = user_losses(model, part, targets[rows], data, training.label_smoothing).sum() * small_silo.WINDOW
+                (summed / max(known, 1)).backward()
+                loss += float(summed.detach())
+            torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            predictions, steps = predictions + known, steps + 1
+    model.eval()
+    assert result.update.any()
+    np.testing.assert_array_equal(result.update, to_vector(model) - start)
+    assert (result.steps, result.loss) == (steps, loss / predictions)
 
 
 def test_a_round_leaves_the_generators_of_others_alone(catalogue: Catalogue) -> None:

@@ -16,6 +16,7 @@ def checklist(facts: Facts) -> list[dict[str, str]]:
     """SP 800-226's pyramid, from the top: for each part its state, what is done, and where that is shown."""
     protected, plan, config = facts.protected, facts.plan, facts.config
     hardened = config is not None and config.privacy.noise == "hardened"
+    sharing = facts.sharing
     books = facts.outcome("chain", "copies", "policy", "totals")
     released = facts.outcome("answers", "covered", "plan")
     rows: list[tuple[str, str, State, str, str]] = [
@@ -68,7 +69,9 @@ def checklist(facts: Facts) -> list[dict[str, str]]:
             "trust",
             "Trust model",
             "done" if protected else "not covered",
-            "Each silo is trusted with its own users only; the coordinator and the other silos are not trusted.",
+            "Each silo is trusted with its own users only; the coordinator and the other silos are not trusted."
+            if sharing is None
+            else f"Each silo is trusted with its own users, and with a share of the noise. {sharing.in_words}",
             "Claims; docs/privacy.md, who could do what",
         ),
         (
@@ -89,12 +92,16 @@ def checklist(facts: Facts) -> list[dict[str, str]]:
         (
             "implementation",
             "Floating point",
-            "done" if hardened else "partly",
-            "Noise is added and rounded to a public grid exactly, by interval arithmetic where it matters (hardened)."
+            "done" if hardened or sharing is not None else "partly",
+            "Noise is drawn exactly, in whole numbers, and added in the ring of the sums: it leaves no low bits."
+            if sharing is not None
+            else "Noise is added and rounded to a public grid exactly, by interval arithmetic where it matters (hardened)."
             if hardened
             else "Deployed silos harden their noise against attacks on the low bits unless told otherwise; simulations draw "
             "once, which does not withstand such attacks.",
-            "privacy.noise of the configuration; tests/common/privacy/test_rounding.py",
+            "privacy.noise of the configuration; tests/common/privacy/test_rounding.py"
+            if sharing is None
+            else "tests/common/privacy/test_discrete.py",
         ),
         (
             "implementation",

@@ -151,17 +151,27 @@ def _print_recomputed(found: list[dict[str, Any]]) -> None:
     table = Table(title="epsilon of all reservations, at the delta of each ledger's policy")
     for column in ("ledger", "delta", "charges", "RDP", "RDP, again", "PLD", "PRV", "agree"):
         table.add_column(column, justify="left" if column in ("ledger", "agree") else "right")
-    for ledger in found:
-        cells = [_cell(ledger, name) for name in ("rdp", "reference", "pld", "prv")]
-        agree = "yes" if ledger["holds"] and ledger["complete"] else "as far as checked" if ledger["holds"] else "NO"
-        table.add_row(ledger["silo"], f"{ledger['delta']:.3g}", str(ledger["releases"]), *cells, agree)
+    counted = [
+        (f"{ledger['silo']}{which}", figures)
+        for ledger in found
+        for which, figures in (("", ledger), (", if all others collude", ledger["if_others_collude"]))
+        if figures is not None
+    ]
+    for name, figures in counted:
+        cells = [_cell(figures, accountant) for accountant in ("rdp", "reference", "pld", "prv")]
+        holds = all(rule["outcome"] != "differs" for rule in figures["rules"])
+        agree = "yes" if holds and figures["complete"] else "as far as checked" if holds else "NO"
+        table.add_row(name, f"{figures['delta']:.3g}", str(figures["releases"]), *cells, agree)
     console = Console()
     console.print(table)
-    for ledger in found:
-        for rule in ledger["rules"]:
+    for name, figures in counted:
+        for rule in figures["rules"]:
             if rule["outcome"] != "holds":
-                words = f"{ledger['silo']}: {rule['name']}: {rule['outcome']}: {rule['explanation']}"
+                words = f"{name}: {rule['name']}: {rule['outcome']}: {rule['explanation']}"
                 console.print(words, highlight=False, markup=False, soft_wrap=True)
+    if len(counted) > len(found):
+        words = "mode distributed: RDP at whole orders, where its discrete noise costs just that; PLD and PRV of continuous noise"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cell(ledger: dict[str, Any], name: str) -> str:

@@ -13,10 +13,11 @@ from common.privacy.accountant import Method, epsilon
 from common.privacy.audit.check import Check, Named, count, judged, not_applicable
 from common.privacy.audit.matching import NO_TRANSCRIPT, Matching, demanded
 from common.privacy.entry import Reservation
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Event, Unprotected, if_others_collude
 from common.privacy.filter import ORDERS, rdp_at
 from common.privacy.plan import delta_for
 from common.privacy.transcript import Answered
+from common.secagg.rules import Rules
 
 #: The search for the noise stops within 1e-5 (RDP), or 1e-4 of the multiplier (PLD), of the least one: another version of
 #: ``dp_accounting`` may stop elsewhere in there. Everything else in an event must be equal.
@@ -38,7 +39,8 @@ def check_plan(run: Matching) -> Check:
     """What was charged is what the configuration says that it costs."""
     name = "plan"
     statement = (
-        "Every reservation of the run charges what the configuration demands: the noise, sampling probability, clip and steps."
+        "Every reservation of the run charges what the configuration demands: the noise, sampling probability, clip and steps, "
+        "and in mode distributed the honest silos that it counts on."
     )
     plan = run.plan(None)
     if plan is None:
@@ -63,6 +65,7 @@ def check_plan(run: Matching) -> Check:
         f"; the plan: noise multiplier {plan.noise_multiplier:.6g} ({plan.count_noise_multiplier:.6g} of the count), sampling "
         f"probability {plan.sampling_probability:g}, {count(plan.steps_per_round, 'step')} in each of "
         f"{count(plan.rounds, 'round')}, clip {plan.max_grad_norm:g}"
+        + (f"; noise of a sum with {count(plan.honest, 'honest silo')} in it" if plan.honest else "")
         if plan is not None and protected
         else "; the configuration's mode protects nobody"
     )
@@ -132,7 +135,9 @@ def check_claims(run: Matching) -> Check:
         return not_applicable(name, statement, _NO_PLAN)
     private = config.privacy.mode != "none"
     delta = delta_for(config, config.federation.declared_users)
-    right = {"mode": config.privacy.mode, "delta": delta if private else None}
+    right: dict[str, Any] = {"mode": config.privacy.mode, "delta": delta if private else None}
+    if config.privacy.mode == "distributed":
+        right["honest_silos"] = Rules.of(config).honest
     faults = [
         Named(f"result.json: {key} = {evidence.result.get(key)!r}, the configuration gives {value!r}")
         for key, value in right.items()
@@ -155,11 +160,18 @@ def _claimed_figures(run: Matching, result: Mapping[str, Any], delta: float) -> 
     faults, told = [], []
     rows = result.get("silos")
     rows = rows if isinstance(rows, list) else []
-    methods: tuple[tuple[str, Method], ...] = (("epsilon", "rdp"), ("epsilon_pld", "pld"))
-    for key, method in methods:
+    charged = {ledger: run.events(ledger or "") for ledger in by_silo.values()}
+    left = {ledger: [if_others_collude(event) for event in events] for ledger, events in charged.items()}
+    claimed: tuple[tuple[str, Method, Mapping[str | None, Sequence[Event]]], ...] = (
+        ("epsilon", "rdp", charged),
+        ("epsilon_pld", "pld", charged),
+        ("epsilon_if_others_collude", "rdp", left),
+        ("epsilon_pld_if_others_collude", "pld", left),
+    )
+    for key, method, events in claimed:
         if key not in result:
             continue
-        figures = [_epsilon(run.events(ledger or ""), delta, method) for ledger in by_silo.values()]
+        figures = [_epsilon(events[ledger], delta, method) for ledger in by_silo.values()]
         told.append(f"{key} {max(figures):.9g}")
         if not _same(result[key], max(figures)):
             faults.append(Named(f"result.json: {key} = {result[key]!r}, the ledgers give {max(figures):.9g}"))

@@ -14,6 +14,11 @@ as integrals, with no distinction between whole orders and others. Since ``E[u] 
 where the right-hand side is never negative, so nothing cancels however little a release costs. The trapezoidal rule on the whole
 line converges geometrically for such integrands (Trefethen & Weideman 2014); all sums are kept as logarithms.
 
+Noise of mode ``distributed`` is a discrete Gaussian on a grid, and a user moves the sum from one of its points to another. At a
+whole order k the moment ``E[(P/Q)^k]`` is then that of continuous Gaussians: complete the square, and the sum over the grid that
+is left is the same whichever point it is centred on. So the divergences are the same at whole orders. Between them
+:func:`rdp_of_events` takes the chord of ``(a - 1) D_a``, which is convex in a, between the whole orders on either side.
+
 Nothing here is taken from ``dp_accounting`` or Opacus, and nothing here imports them.
 """
 
@@ -28,7 +33,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PrivacyError
-from common.privacy.events import Event, GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected
+from common.privacy.events import (
+    Distributed,
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+)
 
 Floats = NDArray[np.float64]
 
@@ -100,24 +115,40 @@ def rdp_by_binomial_sum(sampling_probability: float, sigma: float, order: int) -
 
 
 def rdp_of_events(events: Sequence[Event], order: float) -> float:
-    """Of all events together at one order: composition adds (Mironov 2017, proposition 1). Infinite when one was unprotected."""
-    total = 0.0
-    for (probability, sigma), times in mechanisms(events).items():
-        if sigma == 0.0:
-            return math.inf
-        total += times * rdp_of_sampled_gaussian(probability, sigma, order)
-    return total
+    """Of all events together at one order: composition adds (Mironov 2017, proposition 1). Infinite when one was unprotected.
+
+    Events of mode ``distributed`` are counted at whole orders, and between them by the chord; see the module.
+    """
+    if any(isinstance(event, Unprotected) for event in events):
+        return math.inf
+    in_the_ring = mechanisms([event for event in events if isinstance(event, Distributed)])
+    total = _rdp_of(mechanisms([event for event in events if not isinstance(event, Distributed)]), order)
+    if not in_the_ring or order == round(order):
+        return total + _rdp_of(in_the_ring, order)
+    below = math.floor(order)
+    share = order - below
+    ends = [(whole - 1) * _rdp_of(in_the_ring, whole) if whole > 1 else 0.0 for whole in (below, below + 1)]
+    return total + ((1 - share) * ends[0] + share * ends[1]) / (order - 1)
+
+
+def _rdp_of(counts: Counter[tuple[float, float]], order: float) -> float:
+    return sum(times * rdp_of_sampled_gaussian(q, sigma, order) for (q, sigma), times in counts.items())
 
 
 def mechanisms(events: Sequence[Event]) -> Counter[tuple[float, float]]:
-    """How often each (sampling probability, noise multiplier) ran; a noise multiplier of 0 stands for no protection."""
+    """How often each (sampling probability, noise multiplier) ran; a noise multiplier of 0 stands for no protection.
+
+    That noise of mode ``distributed`` is discrete is not said here: its noise multiplier is that of the sum over silos.
+    """
     counts: Counter[tuple[float, float]] = Counter()
     for event in events:
         match event:
-            case GaussianCount() | GaussianMetrics():
+            case GaussianCount() | GaussianMetrics() | DistributedCount() | DistributedMetrics():
                 counts[1.0, event.noise_multiplier] += 1
             case PoissonGaussianSteps():
                 counts[event.sampling_probability, event.noise_multiplier] += event.steps
+            case DistributedStep():
+                counts[event.sampling_probability, event.noise_multiplier] += 1
             case Unprotected():
                 counts[1.0, 0.0] += 1
     return counts

@@ -13,6 +13,10 @@ The first two bound epsilon from above with some slack; the other two are as tig
 in how it was called, breaks a rule here. Events that say what was not so do not: what they claim to cost is compared by
 :meth:`Recomputed.check_claim`, and that they say what was so is for the ledger, the transcript and the one-run audit to show.
 
+Of mode ``distributed`` the Rényi figures are taken at whole orders only, where the cost of its discrete noise is exactly that of
+continuous noise; ``pld`` and ``prv`` are those of continuous noise. Such events cost more if all other silos collude with the
+coordinator: :func:`recompute_if_others_collude` counts that by the same accountants.
+
 Opacus treats the removal of a user only, the worse direction at every Rényi order (Mironov, Talwar & Zhang 2019, theorem 5).
 ``pld`` takes the worse of both, so where removal is not the worse for epsilon, that shows as a difference.
 """
@@ -28,7 +32,7 @@ from common.errors import PrivacyError
 from common.logs import errors_only
 from common.privacy.accountant import epsilon_and_order
 from common.privacy.audit import rdp_reference
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Distributed, Event, Unprotected, if_others_collude
 
 Outcome = Literal["holds", "explained", "differs", "not checked"]
 Mechanisms = Mapping[tuple[float, float], int]  # (sampling probability, noise multiplier): how often
@@ -206,6 +210,16 @@ def recompute(events: Sequence[Event], delta: float) -> Recomputed:
     return Recomputed(delta, len(events), figures, rules)
 
 
+def recompute_if_others_collude(events: Sequence[Event], delta: float) -> Recomputed | None:
+    """:func:`recompute` of what is left of ``events`` if all other silos collude with the coordinator.
+
+    None where no event is of mode ``distributed``: then nothing depends on other silos.
+    """
+    if not any(isinstance(event, Distributed) for event in events):
+        return None
+    return recompute([if_others_collude(event) for event in events], delta)
+
+
 def rdp_figure(events: Sequence[Event], delta: float, orders: Sequence[float] | None = None) -> Figure:
     """By ``dp_accounting``'s Rényi DP: the best of its own list of orders, or of ``orders``."""
     epsilon, order = epsilon_and_order(events, delta, orders)
@@ -214,7 +228,7 @@ def rdp_figure(events: Sequence[Event], delta: float, orders: Sequence[float] | 
 
 def reference_figure(events: Sequence[Event], delta: float, orders: Sequence[float] | None = None) -> Figure:
     """By ``rdp_reference``, over the same orders as :func:`rdp_figure`."""
-    epsilon, order = rdp_reference.epsilon_and_order(events, delta, _library_orders() if orders is None else orders)
+    epsilon, order = rdp_reference.epsilon_and_order(events, delta, _library_orders(events) if orders is None else orders)
     return Figure(epsilon, high=epsilon, order=order)
 
 
@@ -306,10 +320,12 @@ def _tried(make: Callable[[], Figure]) -> Figure:
         return Figure(None, reason=f"not available: {type(error).__name__}: {error}")
 
 
-def _library_orders() -> Sequence[float]:
+def _library_orders(events: Sequence[Event]) -> Sequence[float]:
+    """``dp_accounting``'s own list of orders; the whole ones of it where an event is of mode ``distributed``."""
     from dp_accounting.rdp import rdp_privacy_accountant
 
-    return list(rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    orders = [float(order) for order in rdp_privacy_accountant.DEFAULT_RDP_ORDERS]
+    return [order for order in orders if order.is_integer()] if any(isinstance(e, Distributed) for e in events) else orders
 
 
 def _scale(figures: Mapping[str, Figure]) -> float:
@@ -395,7 +411,7 @@ def _reference_rule(events: Sequence[Event], delta: float, figures: Mapping[str,
         return replace(rule, outcome="holds", difference=apart)
     words = f"{_figure(rdp.epsilon)} at order {rdp.order:g} against {_figure(reference.epsilon)} at order {reference.order:g}"
     # Known: between whole orders dp_accounting gives an upper bound only. Then whole orders must agree.
-    whole = [order for order in _library_orders() if float(order).is_integer()]
+    whole = [order for order in _library_orders(events) if order.is_integer()]
     theirs, ours = rdp_figure(events, delta, whole), reference_figure(events, delta, whole)
     if rdp.epsilon > reference.epsilon and _apart(theirs.high, ours.high) <= RDP_TOLERANCE:
         words = (

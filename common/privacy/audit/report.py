@@ -20,21 +20,17 @@ from typing import Any
 
 from common.durable import write_durably
 from common.errors import DataError
-from common.privacy.accountant import epsilon
+from common.privacy.accountant import Method, epsilon, epsilon_if_others_collude
 from common.privacy.audit.checklist import checklist
 from common.privacy.audit.evidence import Evidence
 from common.privacy.audit.matching import Matching
-from common.privacy.audit.statement import (
-    NOT_TRUSTED,
-    TRUSTED,
-    Facts,
-    deployment_statement,
-    not_covered,
-)
+from common.privacy.audit.statement import Facts, deployment_statement, not_covered
+from common.privacy.audit.trust import Sharing, not_trusted, trusted
 from common.privacy.audit.verify import verify
-from common.privacy.events import NEIGHBOURS, UNIT, Event
+from common.privacy.events import NEIGHBOURS, UNIT, Distributed, Event
 from common.privacy.plan import delta_for
 from common.privacy.policy import Policy
+from common.secagg.rules import Rules
 
 SCHEMA = 1
 JSON, HTML = "audit.json", "audit.html"
@@ -72,7 +68,8 @@ def audit(
     verified = verify(evidence).as_dict()
     progress("computing what was charged, by four accountants")
     recomputed = recompute_ledgers(evidence)
-    claims = _claims(run, evidence)
+    sharing = _sharing(run, evidence)
+    claims = _claims(run, evidence, sharing)
     bounds = lower_bounds(attacks or {})
     facts = Facts(
         name=evidence.config.name if evidence.config is not None else evidence.path.name,
@@ -88,6 +85,7 @@ def audit(
         recomputed=bool(recomputed),
         lower_bounds=[bound["sentence"] for bound in bounds],
         utility=_utility(evidence),
+        sharing=sharing,
     )
     refuted = list((attacks or {}).get("refuted") or ())
     agree = all(ledger["holds"] for ledger in recomputed)
@@ -127,17 +125,27 @@ def write_audit(document: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def recompute_ledgers(evidence: Evidence) -> list[dict[str, Any]]:
-    """Every ledger's reservations by all accountants, at its policy's delta; those that were charged alike are computed once."""
-    from common.privacy.audit.recompute import recompute
+    """Every ledger's reservations by all accountants, at its policy's delta; those that were charged alike are computed once.
+
+    ``if_others_collude`` holds the same figures for the case that all other silos collude, None where mode ``distributed`` plays no
+    part; ``holds`` and ``complete`` speak of both.
+    """
+    from common.privacy.audit.recompute import recompute, recompute_if_others_collude
 
     known: dict[tuple[tuple[Event, ...], float], dict[str, Any]] = {}
     out = []
     for name, chain in evidence.current.items():
-        events = tuple(what.released for _, what in chain.reservations)
-        key = (events, chain.policy.delta)
-        if key not in known:
-            known[key] = recompute(events, chain.policy.delta).as_dict()
-        out.append({"ledger": name, "silo": chain.silo, **known[key]})
+        events, delta = tuple(what.released for _, what in chain.reservations), chain.policy.delta
+        if (events, delta) not in known:
+            seen, left = recompute(events, delta), recompute_if_others_collude(events, delta)
+            both = [seen] if left is None else [seen, left]
+            known[events, delta] = {
+                **seen.as_dict(),
+                "holds": all(found.holds for found in both),
+                "complete": all(found.complete for found in both),
+                "if_others_collude": None if left is None else left.as_dict(),
+            }
+        out.append({"ledger": name, "silo": chain.silo, **known[events, delta]})
     return out
 
 
@@ -200,18 +208,43 @@ def lower_bounds(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _claims(run: Matching, evidence: Evidence) -> dict[str, Any]:
+def _events(run: Matching, ledger: str) -> list[Event]:
+    """What the run charged in one ledger; where no run is known, everything in it."""
+    if run.run is not None:
+        return run.events(ledger)
+    return [what.released for _, what in run.evidence.current[ledger].reservations]
+
+
+def _delta(run: Matching, evidence: Evidence) -> float | None:
+    """That the claim is stated for: the run's, else the largest of the ledgers' policies."""
+    if evidence.config is not None and run.plan(None) is not None:
+        return delta_for(evidence.config, evidence.config.federation.declared_users)
+    return max((chain.policy.delta for chain in evidence.current.values()), default=None)
+
+
+def _sharing(run: Matching, evidence: Evidence) -> Sharing | None:
+    """On how many silos' noise the claim counts, and what is left without it; None where mode ``distributed`` plays no part."""
+    charged = [_events(run, ledger) for ledger in evidence.current]
+    honest = [event.honest for events in charged for event in events if isinstance(event, Distributed)]
+    delta = _delta(run, evidence)
+    if not honest or delta is None:
+        return None
+    rules = Rules.of(evidence.config) if evidence.config is not None and run.plan(None) is not None else None
+    left = _largest(epsilon_if_others_collude(events, delta) for events in charged)
+    return Sharing(max(honest), None if rules is None else rules.corrupted, left)
+
+
+def _claims(run: Matching, evidence: Evidence, sharing: Sharing | None) -> dict[str, Any]:
     """What is claimed, from the ledgers; of the run where there is one, else of everything in them."""
     config = evidence.config if run.plan(None) is not None else None
     modes = {what.mode for _, _, what in run.reservations()} or {
         what.mode for chain in evidence.current.values() for _, what in chain.reservations
     }
     mode = config.privacy.mode if config is not None else "none" if "none" in modes else next(iter(sorted(modes)), "silo")
-    deltas = {chain.policy.delta for chain in evidence.current.values()}
-    delta = delta_for(config, config.federation.declared_users) if config is not None else max(deltas, default=None)
+    delta = _delta(run, evidence)
     silos = []
     for name, chain in evidence.current.items():
-        events = run.events(name) if run.run is not None else [what.released for _, what in chain.reservations]
+        events = _events(run, name)
         policy = chain.policy
         total = chain.spending().epsilon(policy.order or 0.0, policy.delta)
         silos.append(
@@ -222,6 +255,7 @@ def _claims(run: Matching, evidence: Evidence) -> dict[str, Any]:
                 "declared_users": _declared(run, name),
                 "epsilon": None if delta is None else epsilon(events, delta),
                 "epsilon_pld": None if delta is None else epsilon(events, delta, "pld"),
+                **_collusion(sharing, events, delta),
                 "charges": len(events),
                 "total": {
                     "epsilon": total,
@@ -239,13 +273,26 @@ def _claims(run: Matching, evidence: Evidence) -> dict[str, Any]:
         "mode": mode,
         "epsilon": _largest(silo["epsilon"] for silo in silos),
         "epsilon_pld": _largest(silo["epsilon_pld"] for silo in silos),
+        "epsilon_if_others_collude": _largest(silo["epsilon_if_others_collude"] for silo in silos),
+        "epsilon_pld_if_others_collude": _largest(silo["epsilon_pld_if_others_collude"] for silo in silos),
+        "honest_silos": None if sharing is None else sharing.honest,
+        "colluding_silos": None if sharing is None else sharing.colluding,
+        "sharing": None if sharing is None else sharing.in_words,
         "delta": delta if mode != "none" else None,
         "agreed": None if config is None or mode == "none" else config.privacy.epsilon,
         "of": "the run" if run.run is not None else "everything in the ledgers",
         "silos": silos,
-        "trusted": list(TRUSTED) if mode != "none" else ["everybody who gets anything from a silo"],
-        "not_trusted": list(NOT_TRUSTED) if mode != "none" else [],
+        "trusted": list(trusted(sharing)) if mode != "none" else ["everybody who gets anything from a silo"],
+        "not_trusted": list(not_trusted(sharing)) if mode != "none" else [],
     }
+
+
+def _collusion(sharing: Sharing | None, events: Sequence[Event], delta: float | None) -> dict[str, float | None]:
+    """One silo's figures if all others collude; None where mode ``distributed`` plays no part."""
+    methods: tuple[tuple[str, Method], ...] = (("epsilon_if_others_collude", "rdp"), ("epsilon_pld_if_others_collude", "pld"))
+    if sharing is None or delta is None:
+        return dict.fromkeys((key for key, _ in methods), None)
+    return {key: epsilon_if_others_collude(events, delta, method) for key, method in methods}
 
 
 def _largest(values: Any) -> float | None:

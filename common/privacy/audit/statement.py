@@ -14,9 +14,10 @@ from typing import Any
 
 from common.config import Config, read_toml
 from common.errors import ConfigError
+from common.privacy.audit.trust import Sharing, own_share, trusted
 from common.privacy.plan import PrivacyPlan
 from common.report.words import epsilon as rounded_up
-from common.report.words import small
+from common.report.words import plural, small
 
 NOT_STATED = "not stated"
 
@@ -46,6 +47,8 @@ class Facts:
     ----------
     epsilon, delta:
         Of the run, from the ledgers; epsilon is None where it is unbounded or nothing is known.
+    sharing:
+        Of mode ``distributed``: how many silos' noise is counted on; None where that mode plays no part.
     silos:
         Names, as the ledgers' openings say.
     verified:
@@ -67,6 +70,7 @@ class Facts:
     recomputed: bool
     lower_bounds: Sequence[str]
     utility: str
+    sharing: Sharing | None = None
 
     @property
     def protected(self) -> bool:
@@ -102,7 +106,7 @@ def deployment_statement(facts: Facts, about: Mapping[str, Any]) -> dict[str, di
     def stated(key: str, otherwise: Any = NOT_STATED) -> Any:
         return about.get(key, otherwise)
 
-    dp = facts.protected
+    dp, shared = facts.protected, facts.sharing is not None
     parameters = {"epsilon": facts.epsilon if dp else None, "delta": facts.delta if dp else None}
     return {
         "basic": {
@@ -136,14 +140,12 @@ def deployment_statement(facts: Facts, about: Mapping[str, Any]) -> dict[str, di
             "privacy_parameters_details": parameters_in_words(facts),
         },
         "deployment_model": {
-            "model_name": "Central" if dp else "none",
-            "model_name_details": "Each silo is the curator of its own users and adds all of its noise before anything leaves. "
-            "Nobody outside of a silo is trusted with its data, the coordinator of the federation included."
-            if dp
-            else "Silos send what they computed as it is.",
-            "trust_assumptions": "; ".join(TRUSTED) if dp else "Everybody who gets anything from a silo.",
-            "actors": "Silos hold data, train and add noise. A coordinator averages protected updates. Auditors read signed "
-            "ledgers. Whoever gets the model is not trusted.",
+            "model_name": "none" if not dp else "Distributed" if shared else "Central",
+            "model_name_details": _model_in_words(facts) if dp else "Silos send what they computed as it is.",
+            "trust_assumptions": "; ".join(trusted(facts.sharing)) if dp else "Everybody who gets anything from a silo.",
+            "actors": f"Silos hold data, train and add {'shares of the noise' if shared else 'noise'}. A coordinator "
+            f"{'adds up masked vectors, and sees the sums only' if shared else 'averages protected updates'}. Auditors read "
+            "signed ledgers. Whoever gets the model is not trusted.",
             "release_type": "Many releases",
             "release_type_details": _releases(facts),
             "data_source_type": "Static",
@@ -154,8 +156,8 @@ def deployment_statement(facts: Facts, about: Mapping[str, Any]) -> dict[str, di
         },
         "accounting": {
             "composition": _composition(facts),
-            "post_processing": "Averaging over silos, the server's optimiser, item biases from the noised count, and every "
-            "use of the model afterwards.",
+            "post_processing": f"{'Dividing sums by public numbers' if shared else 'Averaging over silos'}, the server's "
+            "optimiser, item biases from the noised count, and every use of the model afterwards.",
         },
         "implementation": {
             "preprocessing_and_hyperparameter_tuning": stated("preprocessing_and_hyperparameter_tuning"),
@@ -170,24 +172,6 @@ def deployment_statement(facts: Facts, about: Mapping[str, Any]) -> dict[str, di
             "registry_authors": stated("registry_authors", [NOT_STATED]),
         },
     }
-
-
-#: Who must be trusted, for the guarantee of a private run.
-TRUSTED: tuple[str, ...] = (
-    "each silo's own machine, its operating system and whoever administers them",
-    "the silo's software: that what its signed entries say was charged is what was computed (tests and canaries try this)",
-    "PyTorch, Opacus' per-user gradients, NumPy and dp_accounting, as far as tests and audits do not reach",
-    "the cipher behind the noise, and the operating system's source of randomness",
-    "that declared numbers of users are not derived from the data in a way that matters",
-)
-
-#: Who need not be.
-NOT_TRUSTED: tuple[str, ...] = (
-    "the coordinator, whatever it asks and whatever adapters it sends",
-    "the other silos",
-    "whoever gets the model, now or later, with any other knowledge",
-    "the network, as far as reading goes",
-)
 
 
 def not_covered(facts: Facts) -> list[str]:
@@ -209,7 +193,14 @@ def not_covered(facts: Facts) -> list[str]:
         )
     if facts.outcome("countersignatures") == "not applicable":
         out.append("That no ledger was put back from an older copy before anybody saw the newer one: nobody has countersigned.")
-    if not facts.lower_bounds:
+    if facts.sharing is not None:
+        out.append(
+            "That the other silos which are counted on did add their shares of noise: a ledger speaks for its own silo. If none "
+            "of them did, what holds is the figure for the case that all others collude."
+        )
+        out += own_share(facts.sharing)
+        out.append("Attacks on sums over silos: silorec audit attack trains one silo by itself, and does not attack this mode.")
+    elif not facts.lower_bounds:
         out.append("What attacks achieve: none was made for this report (silorec audit attack).")
     if facts.mode == "none":
         out.insert(0, "Privacy: mode none protects nobody.")
@@ -225,16 +216,29 @@ def parameters_in_words(facts: Facts) -> str:
     words = (
         f"Epsilon {rounded_up(facts.epsilon)} at delta {small(facts.delta)} for the run, the largest of all silos, by Rényi DP"
     )
-    if facts.epsilon_pld is None:
-        return f"{words}."
-    return f"{words}; {rounded_up(facts.epsilon_pld)} by privacy loss distributions. Rounded up; the parameters are not."
+    if facts.epsilon_pld is not None:
+        words = f"{words}; {rounded_up(facts.epsilon_pld)} by privacy loss distributions. Rounded up; the parameters are not"
+    return f"{words}." if facts.sharing is None else f"{words}. {facts.sharing.in_words}"
+
+
+def _model_in_words(facts: Facts) -> str:
+    if facts.sharing is None:
+        return (
+            "Each silo is the curator of its own users and adds all of its noise before anything leaves. "
+            "Nobody outside of a silo is trusted with its data, the coordinator of the federation included."
+        )
+    return (
+        "Each silo is the curator of its own users and adds a share of the noise. Secure aggregation shows the coordinator sums "
+        f"over silos only. {facts.sharing.in_words}"
+    )
 
 
 def _releases(facts: Facts) -> str:
     if facts.plan is None:
         return "An update in each round, and a count before the first; see the ledgers."
     metrics = "" if facts.plan.withholds_metrics else ", figures of quality after the last"
-    return f"A count of interactions per item before the first round, an update in each of {facts.plan.rounds} rounds{metrics}."
+    words = f"A count of interactions per item before the first round, an update in each of {facts.plan.rounds} rounds{metrics}."
+    return words if facts.sharing is None else f"{words} Only their sums over silos are seen."
 
 
 def _composition(facts: Facts) -> str:
@@ -258,6 +262,14 @@ def mechanisms_in_words(facts: Facts) -> str:
         if plan.withholds_metrics
         else f" Gaussian mechanism on figures of quality, noise multiplier {plan.metrics_noise_multiplier:.6g}."
     )
+    if plan.honest:
+        return (
+            f"Discrete Gaussian noise in the ring of the sums, a share of it from each silo; noise multipliers are those of a "
+            f"sum with {plural(plan.honest, 'honest silo')} in it. Gaussian mechanism on the count, noise multiplier "
+            f"{plan.count_noise_multiplier:.6g}. DP-SGD of all silos together on Poisson samples of users (Abadi et al. 2016): "
+            f"one step in each of {plan.rounds} rounds, sampling probability {plan.sampling_probability:g}, clip "
+            f"{plan.max_grad_norm:g}, noise multiplier {plan.noise_multiplier:.6g}; per-user gradients by Opacus.{metrics}"
+        )
     return (
         f"Gaussian mechanism on the count, noise multiplier {plan.count_noise_multiplier:.6g}. DP-SGD on Poisson "
         f"samples of users "

@@ -214,7 +214,8 @@ def test_after_training_saving_and_loading_a_new_model_scores_the_same(
     backbone: str, tmp_path: Path, catalogue: Catalogue
 ) -> None:
     """Opacus and peft were once reported to train models that could not be used again: gradients, file, new model, scores."""
-    from client.trainer import SiloData, train_round
+    from client.silo_data import SiloData
+    from client.trainer import train_round
     from common.privacy.plan import plan_for
 
     settings_ = {"model__backbone": backbone, "training__local_steps": 2, "training__sampling_probability": 1.0}

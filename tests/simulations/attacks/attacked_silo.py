@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.trainer import SiloData
+from client.silo_data import SiloData
 from common.config import Config, load
 from common.data.population import load_population
 from common.model.resident import resident

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import client.dp_steps
 import client.trainer
 from client.clipping import DoublePrecisionSums
 
@@ -37,19 +38,19 @@ def clip_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def everybody_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each user's gradient enters the sum twice."""
-    real = client.trainer.poisson_sample
-    monkeypatch.setattr(client.trainer, "poisson_sample", lambda n, p: np.repeat(real(n, p), 2))
+    real = client.dp_steps.poisson_sample
+    monkeypatch.setattr(client.dp_steps, "poisson_sample", lambda n, p: np.repeat(real(n, p), 2))
 
 
 def one_user_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of one user, and no other's, enters the sum twice."""
-    real = client.trainer.poisson_sample
+    real = client.dp_steps.poisson_sample
 
     def sample(n: int, p: float) -> NDArray[np.int64]:
         users = real(n, p)
         return np.concatenate([users, users[users == 7]])
 
-    monkeypatch.setattr(client.trainer, "poisson_sample", sample)
+    monkeypatch.setattr(client.dp_steps, "poisson_sample", sample)
 
 
 def shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,19 +63,19 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
             left.extend(np.array_split(rng.permutation(n), round(1 / p)))
         return left.pop()
 
-    monkeypatch.setattr(client.trainer, "poisson_sample", sample)
+    monkeypatch.setattr(client.dp_steps, "poisson_sample", sample)
 
 
 def fixed_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step draws a batch of fixed size afresh, charged as a Poisson sample."""
     rng = np.random.default_rng(3)
-    monkeypatch.setattr(client.trainer, "poisson_sample", lambda n, p: rng.choice(n, round(n * p), replace=False))
+    monkeypatch.setattr(client.dp_steps, "poisson_sample", lambda n, p: rng.choice(n, round(n * p), replace=False))
 
 
 def more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users are drawn a quarter more often than is charged."""
-    real = client.trainer.poisson_sample
-    monkeypatch.setattr(client.trainer, "poisson_sample", lambda n, p: real(n, 1.25 * p))
+    real = client.dp_steps.poisson_sample
+    monkeypatch.setattr(client.dp_steps, "poisson_sample", lambda n, p: real(n, 1.25 * p))
 
 
 def _noise_times(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.trainer import SiloData, user_losses
+from client.silo_data import SiloData, user_losses
 from common.config import Config
 from common.errors import PrivacyError
 from common.model.adapter import from_vector

@@ -31,7 +31,7 @@ from tests.simulations.attacks import attacked_silo
 )
 def test_the_target_is_what_a_federation_of_one_silo_hands_out(settings: dict[str, Any]) -> None:
     """Bit for bit, in mode none, where the seed decides everything: with running averages, with FedAdam and without a count."""
-    from client.trainer import SiloData
+    from client.silo_data import SiloData
 
     config = tiny.config(partition__silos=1, **settings)
     handed_out = run_federation(tiny.grid(config), config, start_of(config), Roster.of(config.federation)).vector
