@@ -193,7 +193,7 @@ class _Attempt:
                 "action": self.question.action,
                 "round": self.question.round,
                 "question": self.question.question,
-                "round_id": self.question.round_id.hex(),
+                "nonce": self.question.nonce.hex(),
                 "roster": self.question.roster,
                 "advertised": sorted(self.sum.ads),
                 "graph": self.sum.seed.hex(),

@@ -18,6 +18,13 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, whether or not there was something to keep; as a shell's own."""
 
 
+class AggregationChoice(Enum):
+    """Values of ``--aggregation``."""
+
+    plain = "plain"
+    secure = "secure"
+
+
 class GridChoice(Enum):
     """Values of ``--grid``."""
 
@@ -41,6 +48,13 @@ def simulate(
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     grid: Annotated[GridChoice, typer.Option(help="What carries messages.")] = GridChoice.in_process,
+    aggregation: Annotated[
+        AggregationChoice | None,
+        typer.Option(
+            help="secure: the coordinator sees sums only (aggregation.method); by default from three silos on.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this name.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the scenarios and stop.")] = False,
     show_settings: Annotated[bool, typer.Option("--settings", help="Show every setting with its default and stop.")] = False,
@@ -59,8 +73,8 @@ def simulate(
     from simulations.run import simulate as run
     from simulations.watch import Silent, Terminal
 
-    overrides = list(settings or [])
-    for key, value in (("partition.silos", silos), ("run.seed", seed), ("name", name)):
+    overrides, method = list(settings or []), aggregation.value if aggregation else None
+    for key, value in (("partition.silos", silos), ("run.seed", seed), ("name", name), ("aggregation.method", method)):
         if value is not None:
             overrides.append(f"{key}={json.dumps(value)}")
     if as_json:

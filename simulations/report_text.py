@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.privacy.audit.trust import Sharing
 from common.report.words import epsilon, odds, plural, small
 
 OWN_REFERENCES = frozenset({"local-only", "centralised"})
@@ -107,8 +108,12 @@ def privacy(result: Mapping[str, Any]) -> tuple[str, list[str]]:
     if spent is None or delta is None:
         return "Privacy was not accounted for", ["The run ended before its budget was computed: do not rely on any guarantee."]
     words = [
-        "The guarantee is user-level (add/remove: one user of one silo, with everything they ever did, present or absent) and "
-        "holds against everybody, the coordinator included.",
+        "The guarantee is user-level (add/remove: one user of one silo, with everything they ever did, present or absent)"
+        + (
+            ". " + _sharing(result)
+            if result["mode"] == "distributed"
+            else " and holds against everybody, the coordinator included."
+        ),
         f"In words: no outcome, whatever is looked at of what the silos sent or of the model, becomes more than {odds(spent)} "
         f"times likelier or less likely because one user took part, up to an exception of probability δ. This bounds the worst "
         f"case; a smaller ε protects more. Who is a user of several silos is protected in each of them separately.",
@@ -122,15 +127,19 @@ def privacy(result: Mapping[str, Any]) -> tuple[str, list[str]]:
     return f"Each user of each silo is protected: ε\u00a0=\u00a0{epsilon(spent)}, δ\u00a0=\u00a0{small(delta)}", words
 
 
+def _sharing(result: Mapping[str, Any]) -> str:
+    """Mode ``distributed``: on whose noise the guarantee counts, and what is left without."""
+    return Sharing(result["honest_silos"], result.get("colluding_silos"), result.get("epsilon_if_others_collude")).in_words
+
+
 def lead(result: Mapping[str, Any]) -> str:
     """What happened, in two sentences."""
     silos = result.get("silos") or ()
     many = _COUNTS[len(silos)] if len(silos) < len(_COUNTS) else str(len(silos))
     who = "One organisation (silo)" if len(silos) == 1 else f"{many} organisations (silos)"
-    sent = (
-        "updates without any protection"
-        if result["mode"] == "none"
-        else "updates with noise that bounds what they tell about any single user"
+    noise = "with noise that bounds what they tell about any single user"
+    sent = {"none": "updates without any protection", "distributed": f"sums over silos {noise}"}.get(
+        result["mode"], f"updates {noise}"
     )
     return (
         f"{who} trained one recommender {'' if len(silos) == 1 else 'together '}in {plural(result['rounds'], 'round')}, "

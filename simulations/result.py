@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from client.silo import LEDGER
 from common.config import Config
 from common.metrics import Evaluation, top_k
-from common.privacy.accountant import Method, epsilon
+from common.privacy.accountant import Method, epsilon, epsilon_if_others_collude
+from common.privacy.audit.trust import Sharing
 from common.privacy.events import Event
 from common.privacy.ledger import read_ledger
 from common.privacy.plan import PrivacyPlan, delta_for, plan_for
 from common.report.words import epsilon as rounded_up
 from common.report.words import small
+from common.secagg.rules import Rules
 from simulations.evaluate import Evaluator
 
 SCHEMA = 1
@@ -37,35 +39,52 @@ PACKAGES = (
 class Spent:
     """What the silos' ledgers say, at the run's delta.
 
-    ``per_silo`` holds each silo's epsilon; None where it is unbounded, as in mode ``none``.
+    ``per_silo`` holds each silo's epsilon; None where it is unbounded, as in mode ``none``. ``left`` holds the same if all other
+    silos collude with the coordinator, which is more in mode ``distributed`` only.
     """
 
     per_silo: tuple[float | None, ...]
+    left: tuple[float | None, ...] = ()
 
     @property
     def epsilon(self) -> float | None:
         """The largest of all silos."""
-        if any(e is None for e in self.per_silo):
-            return None
-        return max((e for e in self.per_silo if e is not None), default=None)
+        return _largest(self.per_silo)
+
+    @property
+    def epsilon_if_others_collude(self) -> float | None:
+        """The largest of all silos."""
+        return _largest(self.left)
 
 
 def spent_in(config: Config, folder: Path, method: Method = "rdp") -> Spent:
     """Epsilon of everything that each silo's ledger in this run's folder has reserved."""
     declared = config.federation.declared_users
     delta = delta_for(config, declared)
-    out: list[float | None] = []
+    seen: list[float | None] = []
+    left: list[float | None] = []
     for silo in range(len(declared)):
         path = folder / "silos" / str(silo) / LEDGER
         events = tuple(what.released for _, what in read_ledger(path).reservations) if path.exists() else ()
-        spent = _epsilon(events, delta, method)
-        out.append(None if math.isinf(spent) else spent)
-    return Spent(tuple(out))
+        seen.append(finite(_epsilon(events, delta, method)))
+        left.append(finite(_epsilon_left(events, delta, method)) if config.privacy.mode == "distributed" else seen[-1])
+    return Spent(tuple(seen), tuple(left))
 
 
 @lru_cache(maxsize=256)
 def _epsilon(events: tuple[Event, ...], delta: float, method: Method) -> float:
     return epsilon(events, delta, method)
+
+
+@lru_cache(maxsize=256)
+def _epsilon_left(events: tuple[Event, ...], delta: float, method: Method) -> float:
+    return epsilon_if_others_collude(events, delta, method)
+
+
+def _largest(values: tuple[float | None, ...]) -> float | None:
+    """None where one is unbounded, or there is none."""
+    known = [value for value in values if value is not None]
+    return max(known, default=None) if len(known) == len(values) else None
 
 
 def assemble(
@@ -91,10 +110,11 @@ def assemble(
         "name": config.name,
         "status": facts["status"],
         "mode": config.privacy.mode,
-        "statement": statement(config, plan, spent.epsilon),
+        "statement": statement(config, plan, spent.epsilon, spent.epsilon_if_others_collude),
         "epsilon": spent.epsilon if private else None,
         "epsilon_pld": spent_pld.epsilon if private else None,
         "delta": plan.delta if private else None,
+        **_sharing(config, spent, spent_pld),
         "k": settings.k,
         "dataset": {
             "name": dataset.name,
@@ -139,16 +159,23 @@ def figures(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     return out
 
 
-def statement(config: Config, plan: PrivacyPlan, spent: float | None) -> str:
-    """The run's guarantee in one sentence, for people."""
+def statement(config: Config, plan: PrivacyPlan, spent: float | None, left: float | None = None) -> str:
+    """The run's guarantee in one sentence, for people; in mode ``distributed`` in three.
+
+    Parameters
+    ----------
+    spent, left:
+        Epsilon, and the same if all other silos collude with the coordinator, which is told in mode ``distributed`` only.
+    """
     if config.privacy.mode == "none" or spent is None:
         return "This run protects nobody: updates and counts left the silos as they were. Use it for reference only."
-    return (
+    protected = (
         f"Each user of each silo is protected by differential privacy with epsilon = {rounded_up(spent)} and "
-        f"delta = {small(plan.delta)} over the "
-        "whole run (one user added or removed, all their interactions), against everybody who sees what leaves the silo, the "
-        "coordinator included."
+        f"delta = {small(plan.delta)} over the whole run (one user added or removed, all their interactions)"
     )
+    if config.privacy.mode == "distributed":
+        return f"{protected}. {Sharing(plan.honest, Rules.of(config).corrupted, left).in_words}"
+    return f"{protected}, against everybody who sees what leaves the silo, the coordinator included."
 
 
 def examples(
@@ -228,7 +255,27 @@ def _silos(
                 **({} if measured is None else figures(config, measured)),
                 "epsilon": spent.per_silo[number] if private else None,
                 "epsilon_pld": spent_pld.per_silo[number] if private else None,
+                **_left(config, number, spent, spent_pld),
                 "noise_multiplier": plan.noise_multiplier,
             }
         )
     return out
+
+
+def _sharing(config: Config, spent: Spent, spent_pld: Spent) -> dict[str, Any]:
+    """What a run of mode ``distributed`` says beside epsilon: on whose noise it counts, and what is left without."""
+    if config.privacy.mode != "distributed":
+        return {}
+    rules = Rules.of(config)
+    return {
+        "epsilon_if_others_collude": spent.epsilon_if_others_collude,
+        "epsilon_pld_if_others_collude": spent_pld.epsilon_if_others_collude,
+        "honest_silos": rules.honest,
+        "colluding_silos": rules.corrupted,
+    }
+
+
+def _left(config: Config, silo: int, spent: Spent, spent_pld: Spent) -> dict[str, Any]:
+    if config.privacy.mode != "distributed":
+        return {}
+    return {"epsilon_if_others_collude": spent.left[silo], "epsilon_pld_if_others_collude": spent_pld.left[silo]}

@@ -51,8 +51,8 @@ MOST_VARIANCE = 2**100
 MARGIN = 2.0**-42
 """Bound on the error of ``exp(-γ)`` in double precision, with what the word of a coin leaves open.
 
-Let ``e = 2⁻⁵³``, ``ρ = σ²/t²``, in [1/2, 2), and ``z = X/t - ρ``, so that ``γ = U/t + z²/(2ρ)``. U has at most 50 bits, so ``U/t``
-is exact, and so is V. One relative error of at most e each: ρ, the sum ``U/t + V = X/t``, the difference z, its square,
+Let ``e = 2⁻⁵³``, ``ρ = σ²/t²``, in [1/2, 2), and ``z = X/t - ρ``, so that ``γ = U/t + z²/(2ρ)``. U has at most 50 bits, so
+``U/t`` is exact, and so is V. One relative error of at most e each: ρ, the sum ``U/t + V = X/t``, the difference z, its square,
 ``1/(2ρ)`` (beside ρ's own), the product, the last sum. As ``X/t ≤ |z| + ρ``, z is off by at most ``2e(|z| + ρ)``. So, but for
 terms with e², ``z²/(2ρ)`` is off by ``2e(z²/ρ + |z|)`` for that and by ``4e·z²/(2ρ)`` for what follows, and γ, with ``z²/ρ ≤ 2γ``
 and ``|z| ≤ 2√γ``, by less than ``e(9γ + 4√γ)``. That moves ``exp(-γ)`` by at most ``e(9·0.37 + 4·0.43) < 6e``, since
@@ -162,9 +162,7 @@ def _geometric(words: NDArray[np.uint64]) -> NDArray[np.int64]:
 @lru_cache(maxsize=1)
 def _thresholds() -> NDArray[np.uint64]:
     """``⌊exp(-v)·2⁶⁴⌋`` for v = 1 … 45. The last is 0: no word is below it, and a word of 0 is looked at again."""
-    bounds = [_exp_bounds(Fraction(-v), 64, 256) for v in range(1, 46)]
-    assert all(high == low + 1 for low, high in bounds)  # 256 bits tell on which side of a whole number each is
-    return np.array([low for low, _ in bounds], dtype=np.uint64)
+    return np.array([_exp_bounds(Fraction(-v), 64, 256)[0] for v in range(1, 46)], dtype=np.uint64)
 
 
 class _Uniform:

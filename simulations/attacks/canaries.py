@@ -33,7 +33,7 @@ from common.privacy.audit.mechanism import MechanismFit, mechanism_fit
 from common.privacy.audit.one_run import ceiling
 from common.privacy.events import Event, PoissonGaussianSteps
 from common.privacy.plan import PrivacyPlan
-from simulations.attacks.claims import Claim
+from simulations.attacks.claims import Claim, check_attackable
 from simulations.attacks.guessing import OneRunBound, one_run_bound
 from simulations.attacks.planting import (
     choose_canaries,
@@ -236,6 +236,7 @@ def audit_canaries(
     PrivacyError
         If nothing is claimed (mode ``none``, or no round), or more gradient canaries are asked for than fit.
     """
+    check_attackable(plan.mode)
     if plan.mode == "none" or plan.rounds < 1:
         raise PrivacyError(
             f"privacy.mode = {plan.mode!r} with {plan.rounds} rounds claims nothing for training that canaries could contradict"

@@ -4,6 +4,8 @@ A claim is a list of events and a delta. Its epsilon is one number; the curve of
 :meth:`Claim.p_value` tests right guesses against that curve (Mahloujifar et al. 2024). The same events with more or less noise
 are a family of mechanisms, and the least private one of the family that the guesses refute gives a lower bound on epsilon
 (:meth:`Claim.epsilon_lower`). It is tighter than Steinke et al.'s, which holds for any mechanism, and speaks of this family only.
+
+What is claimed in mode ``distributed`` is of sums over silos, and no attack here trains more than one: :func:`check_attackable`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import PrivacyError
 from common.privacy.accountant import PLD_INTERVAL, Method, epsilon
-from common.privacy.events import Event, Unprotected
+from common.privacy.events import Distributed, Event, Unprotected
 
 if TYPE_CHECKING:
     from common.privacy.audit.fdp_bound import TradeOff
@@ -33,6 +35,22 @@ LEAST_NOISE = 0.2
 POINTS = 80
 
 
+def check_attackable(mode: str) -> None:
+    """Refuse a run whose claim no attack on one silo could speak for or against.
+
+    Raises
+    ------
+    PrivacyError
+        In mode ``distributed``, saying what can be attacked instead.
+    """
+    if mode == "distributed":
+        raise PrivacyError(
+            "privacy.mode = 'distributed' cannot be attacked: an attack trains one silo by itself, and in this mode only sums over "
+            "silos leave, with noise from all of them, so nothing found would speak for or against the claim; attack the sampling "
+            "and clipping of one silo with --set privacy.mode=silo, and check the run with silorec audit verify and recompute"
+        )
+
+
 @dataclass(frozen=True)
 class Claim:
     """Releases and the delta that epsilon is stated for; ``method`` is the accountant whose figure is the claim."""
@@ -44,6 +62,8 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.events or any(isinstance(event, Unprotected) for event in self.events):
             raise PrivacyError("nothing is claimed: there is no release, or one without protection; audit a private mode")
+        if any(isinstance(event, Distributed) for event in self.events):
+            check_attackable("distributed")
 
     @cached_property
     def epsilon(self) -> float:

@@ -24,6 +24,7 @@ from common.errors import PrivacyError
 from common.privacy.audit.mechanism import MechanismFit, mechanism_fit
 from common.privacy.events import PoissonGaussianSteps
 from common.privacy.plan import PrivacyPlan
+from simulations.attacks.claims import check_attackable
 from simulations.attacks.planting import choose_canaries, train_with_canaries
 from simulations.watch import Silent, Watch
 
@@ -106,6 +107,7 @@ def check_conformance(
     PrivacyError
         If the optimiser is not SGD, the plan has no private round, or ``n`` canaries do not fit.
     """
+    check_attackable(plan.mode)
     if config.training.optimizer != "sgd" or plan.mode == "none" or plan.rounds < 1:
         raise PrivacyError(
             f"the check of sampling and clipping needs private rounds with sgd, this run has {plan.rounds} in mode {plan.mode!r} "

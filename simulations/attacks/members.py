@@ -33,6 +33,7 @@ from common.privacy.accountant import epsilon
 from common.privacy.audit.one_run import OneRunResult, audit_scores
 from common.privacy.audit.roc import RateAtFpr, Roc, clopper_pearson, roc
 from common.privacy.plan import PrivacyPlan
+from simulations.attacks.claims import check_attackable
 from simulations.attacks.target import check_fits, mean_losses, some_users, trained_adapter
 from simulations.watch import Silent, Watch
 
@@ -194,6 +195,7 @@ def member_signals(
     config: Config, data: SiloData, plan: PrivacyPlan, *, shadows: int, seed: int, progress: Watch | None = None
 ) -> Signals:
     """The training that an attack needs: the part that takes time. One set of signals serves all methods."""
+    check_attackable(plan.mode)
     check_fits(config, data, plan)
     watch = progress or Silent()
     rng = np.random.default_rng(seed)

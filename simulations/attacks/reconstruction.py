@@ -24,6 +24,7 @@ from common.privacy.accountant import epsilon
 from common.privacy.audit.gaussian_bound import check_level
 from common.privacy.plan import PrivacyPlan
 from simulations.attacks.candidates import Users, attack_candidates
+from simulations.attacks.claims import check_attackable
 from simulations.attacks.recovery import AttackedSilo, Guessing, Items, attack_silo, item_reading, summarise
 from simulations.attacks.target import check_fits, some_users
 from simulations.attacks.views import VIEWS, Mask, View, uniform_words, updates
@@ -144,6 +145,7 @@ def reconstruct(
     from common.model.adapter import from_vector
     from common.model.resident import resident
 
+    check_attackable(plan.mode)
     if plan.mode == "none":
         raise PrivacyError("reconstruction compares a private update with an unprotected one: give a plan of a private mode")
     if silos < 1 or batch < 2 or named < 1 or candidates < 4:

@@ -95,11 +95,13 @@ def attack(
     ConfigError
         If there is no such silo.
     PrivacyError
-        If no attack can be made.
+        If no attack can be made, as in mode ``distributed``.
     """
     from common.privacy.plan import plan_for
+    from simulations.attacks.claims import check_attackable
     from simulations.attacks.conformance import check_conformance
 
+    check_attackable(config.privacy.mode)
     declared = config.federation.declared_users
     if not 0 <= silo < len(declared):
         raise ConfigError(f"silo {silo}: the run has {len(declared)} silos, from 0 to {len(declared) - 1}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from simulations.watch import Watch
 if TYPE_CHECKING:
     from flwr.app import Context, Message, RecordDict
     from flwr.server import LegacyContext
+    from flwr.serverapp import Grid
 
     from simulations.grid import Fault, InProcessGrid
 
@@ -52,8 +53,10 @@ class LegacyRun:
         return self.server + sum(sum(calls) for calls in self.silo.values())
 
 
-def run_legacy(vectors: Sequence[NDArray[np.float32]], threshold: int, gone: Collection[int], watch: Watch) -> LegacyRun:
-    """One round of SecAgg+ over ``vectors`` with as many shares as silos; ``gone`` drop out after sharing.
+def run_legacy(
+    vectors: Sequence[NDArray[np.float32]], shares: int, threshold: int, gone: Collection[int], watch: Watch
+) -> LegacyRun:
+    """One round of SecAgg+ over ``vectors``, one for each silo; ``gone`` drop out after they have shared their secrets.
 
     Raises
     ------
@@ -72,10 +75,11 @@ def run_legacy(vectors: Sequence[NDArray[np.float32]], threshold: int, gone: Col
 
     grid = _Timed(InProcessGrid(silos, len(vectors), faults=faults))
     context = _legacy_context(grid.carrier, len(vectors[0]))
+    workflow = SecAggPlusWorkflow(shares, threshold, clipping_range=CLIPPING, quantization_range=QUANTISED)
     watch.stage(f"SecAgg+, {len(gone)} of {len(vectors)} silos gone", 4 * len(vectors) - 2 * len(gone))
     with _quiet():
         began = time.process_time()
-        SecAggPlusWorkflow(len(vectors), threshold, clipping_range=CLIPPING, quantization_range=QUANTISED)(grid, context)  # type: ignore[arg-type]
+        workflow(cast("Grid", grid), context)
         total = time.process_time() - began
     if "fit_replies" not in context.history.metrics_distributed_fit:
         raise FederationError("SecAgg+ gave up; its log above says why")
@@ -163,6 +167,7 @@ def _legacy_context(grid: InProcessGrid, length: int) -> LegacyContext:
     from flwr.common import ndarrays_to_parameters
     from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
     from flwr.server import LegacyContext
+    from flwr.serverapp import Grid
     from flwr.server.compat.grid_client_proxy import GridClientProxy
     from flwr.server.strategy import FedAvg
     from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key

@@ -15,7 +15,7 @@ from common.errors import ConfigError, FederationError, SecAggError
 from simulations.bench import Figure, register
 from simulations.watch import Watch
 
-SILOS, PARAMETERS, REPEATS = 32, 1_000_000, 5
+SILOS, PARAMETERS, REPEATS = 32, 1_000_000, 3
 
 GROWTH = (8, 32, 128, 512, 2048)
 """Silos whose sums one of them takes part in. The graph is complete up to 64: the first two have k = n - 1."""
@@ -51,16 +51,16 @@ def _side_by_side(silos: int, parameters: int, repeats: int, skip_legacy: bool, 
     third = round(silos / 3)
     consortium = Consortium.under(Rules(silos, dropout=third / silos))
     coding = FixedPoint.finest(32, CLIPPING, silos)
-    threshold = consortium.rules.plan(silos).threshold
+    plan = consortium.rules.plan(silos)
     random = np.random.default_rng(0)
     vectors = [random.normal(0.0, 0.1, parameters).astype(np.float32) for _ in range(silos)]
-    size = f"{silos} silos in turn, {parameters:,} float32, threshold {threshold}"
+    size = f"{silos} silos in turn, {parameters:,} float32, threshold {plan.threshold}"
 
     figures: list[Figure] = []
     for gone in (0, third):
         rest, label = vectors[gone:], f", {A_THIRD}" if gone else ""
         sums = [in_turn(consortium, vectors, coding, range(gone), watch)]
-        legacy = None if skip_legacy else run_legacy(vectors, threshold, range(gone), watch)
+        legacy = None if skip_legacy else run_legacy(vectors, plan.degree + 1, plan.threshold, range(gone), watch)
         sums += [in_turn(consortium, vectors, coding, range(gone), watch) for _ in range(repeats - 1)]
         exact = np.sum(rest, axis=0, dtype=np.float64)
         for one in sums:
@@ -80,7 +80,7 @@ def _side_by_side(silos: int, parameters: int, repeats: int, skip_legacy: bool, 
         if gone:
             continue
         masking = median(seconds for one in sums for seconds in one.masking)
-        note = f"of {silos * repeats}: to fixed point, its peers' boxes, {silos} masks, bytes"
+        note = f"of {silos * repeats}: to fixed point, its peers' boxes, {plan.degree + 1} masks, bytes"
         figures.append(Figure("masking of one silo", 1e3 * masking, "ms", f"median {note}"))
         if legacy is not None:
             theirs = median(legacy.silo[MASKING])
@@ -136,19 +136,20 @@ def _growth(parameters: int, repeats: int, watch: Watch) -> list[Figure]:
         of_a_neighbour[n] = neighbours / k
         sent = {stage: size for stage, size in clocks[0].sent.items() if stage != "mask"}
         received = clocks[0].received
+        shared = "all others" if k == n - 1 else f"{k / math.log2(n):.1f} times log2 of silos"
         parts = f"median of {repeats}, {parameters:,} words of 32 bits: share {work['share']:.2f}, mask {work['mask']:.2f}"
         signatures = f"{n} of keys, {received['reveal'] // SIGNATURE_RECORD} of survivors"
         figures += [
-            Figure(f"neighbours, {n} silos", k, "", "all others" if k == n - 1 else ""),
-            Figure(f"neighbours over log2 of silos, {n} silos", k / math.log2(n)),
+            Figure(f"neighbours, {n} silos", k, "", shared),
             Figure(f"sharing and masking, {n} silos", neighbours, "ms", parts),
-            Figure(f"sharing and masking a neighbour, {n} silos", neighbours / k, "ms"),
             Figure(f"checking signatures, {n} silos", work[CHECKING], "ms", signatures),
             Figure(f"keys, signature and shares, {n} silos", work["advertise"] + work["sign"] + work["reveal"], "ms"),
             _bytes(f"all but the vector that one of {n} silos sends", sent),
-            _bytes(f"all that it gets, {n} silos", received),
+            _bytes(f"all that one of {n} silos gets", received),
         ]
-    for few, many in pairwise(GROWTH):
+        if k < n - 1:
+            figures.append(Figure(f"neighbours over log2 of silos, {n} silos", k / math.log2(n)))
+    for few, many in pairwise(of_a_neighbour):
         ratio = of_a_neighbour[many] / of_a_neighbour[few]
         figures.append(Figure(f"sharing and masking a neighbour, {many} silos over {few}", ratio, "times"))
     return figures

@@ -127,8 +127,8 @@ def write_audit(document: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
 def recompute_ledgers(evidence: Evidence) -> list[dict[str, Any]]:
     """Every ledger's reservations by all accountants, at its policy's delta; those that were charged alike are computed once.
 
-    ``if_others_collude`` holds the same figures for the case that all other silos collude, None where mode ``distributed`` plays no
-    part; ``holds`` and ``complete`` speak of both.
+    ``if_others_collude`` has the same for the case that all other silos collude, None where mode ``distributed`` plays no part;
+    ``holds`` and ``complete`` speak of both.
     """
     from common.privacy.audit.recompute import recompute, recompute_if_others_collude
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.privacy.audit.check import Check, Named, count, judged, not_applicable
 from common.privacy.audit.matching import NO_TRANSCRIPT, Matching
+from common.privacy.audit.sum_checks import check_sums
 from common.privacy.entry import Commitment
 from common.privacy.transcript import Answered
 from common.protocol import config_hash
@@ -21,6 +22,7 @@ def run_checks(run: Matching) -> list[Check]:
         check_answers(run),
         check_places(run),
         check_open(run),
+        check_sums(run),
     ]
 
 
