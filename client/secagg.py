@@ -12,6 +12,7 @@ is taken off the disk as the stages pass: after masking the silo's own secrets, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,7 @@ from common.secagg.sealing import SharePair, seal, unseal
 from common.secagg.shamir import Share, split
 
 FORMAT = 1
+DIGEST_BYTES = 65
 
 State = dict[str, Any]
 
@@ -86,21 +88,28 @@ class FileMemory:
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            for partial in self.path.parent.glob(f".{self.path.name}.*.partial"):  # left by a kill, with secrets in it
+                partial.unlink()
             try:
                 before = self.path.read_bytes()
             except FileNotFoundError:
-                before = b"{}"
-            try:
-                state = json.loads(before)
-            except ValueError:
+                before = _with_digest(b"{}")
+            content = before[DIGEST_BYTES:]
+            if before != _with_digest(content):
                 raise SecAggError(
                     f"{self.path}: damaged, and without it the silo cannot know what it has revealed; "
                     "restore it, or start another run"
-                ) from None
+                )
+            state = json.loads(content)
             yield state
-            after = json.dumps(state).encode()
+            after = _with_digest(json.dumps(state).encode())
             if after != before:
                 write_durably(self.path, after, mode=0o600)
+
+
+def _with_digest(content: bytes) -> bytes:
+    """A line with the SHA-256 of ``content`` before it: finds a damaged file, also where it is still JSON."""
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 @dataclass
@@ -166,7 +175,7 @@ class Participant:
         context = self._context(round_id)
         with self._memory.opened() as state:
             open_ = self._session(state)
-            if open_ is not None and open_.round_id == round_id and not open_.advertisements:
+            if open_ is not None and open_.round_id == round_id:
                 return open_.advertisement
             used = state.setdefault("used", [])
             if round_id.hex() in used:
@@ -260,17 +269,10 @@ class Participant:
             if not session.masked:
                 raise SecAggError("this silo has not given its vector, so it signs no sum")
             named, ads = unpack_survivors(survivors), self._parsed(session)
-            graph = self._graph(context, ads)
-            if self.silo not in named:
-                raise SecAggError("the vector of this silo is not in the sum: it takes no part in opening it")
-            if len(named) < self.rules.least:
-                raise SecAggError(f"{len(named)} survivors are too few: a sum is over {self.rules.least} silos or more")
-            graph.check_survivors(named)
-            strangers = sorted(set(graph.neighbours(self.silo)) & set(named) - set(session.held))
-            if strangers:
-                raise SecAggError(f"silos {strangers} count as survivors, but this silo has no shares of theirs")
-            session.survivors = survivors
-            self._keep(state, session)
+            if not session.survivors:
+                self._check_survivors(session, named, self._graph(context, ads))
+                session.survivors = survivors
+                self._keep(state, session)
             return self._key.sign(survivors_statement(context, graph_seed(context, ads.values()), named))
 
     def reveal(self, round_id: bytes, signatures: bytes) -> bytes:
@@ -319,6 +321,16 @@ class Participant:
             session.held[peer] = unseal(key, context, peer, self.silo, box).to_bytes()
         session.received = boxes
         return session
+
+    def _check_survivors(self, session: _Session, named: tuple[int, ...], graph: Graph) -> None:
+        if self.silo not in named:
+            raise SecAggError("the vector of this silo is not in the sum: it takes no part in opening it")
+        if len(named) < self.rules.least:
+            raise SecAggError(f"{len(named)} survivors are too few: a sum is over {self.rules.least} silos or more")
+        graph.check_survivors(named)
+        strangers = sorted(set(graph.neighbours(self.silo)) & set(named) - set(session.held))
+        if strangers:
+            raise SecAggError(f"silos {strangers} count as survivors, but this silo has no shares of theirs")
 
     def _graph(self, context: RoundContext, ads: Mapping[int, Advertisement]) -> Graph:
         return draw(self.rules.plan(len(ads)), ads, graph_seed(context, ads.values()))

@@ -28,11 +28,17 @@ def config(**settings: Any) -> Config:
 
 
 def grid(config: Config, out: Path | None = None, *, faults: Faults | None = None, **node: Any) -> InProcessGrid:
-    """All silos of ``config`` in this process; ``node`` are settings of every node's operator."""
+    """All silos of ``config`` in this process; ``node`` are settings of every node's operator.
+
+    Where ``config`` is secure they have keys and a roster in ``out``, as in any simulation.
+    """
     from client.app import app
+    from client.silo import make_simulated_roster
 
     run_config = to_run_config(config) | ({"app.out": str(out)} if out else {})
     nodes = dict.fromkeys(range(config.partition.silos), node)
+    if out and config.is_secure:
+        make_simulated_roster(out, config.partition.silos)
     return InProcessGrid(app, config.partition.silos, run_config, faults=faults, node_configs=nodes)
 
 

@@ -6,12 +6,13 @@ Noise is whole, a discrete Gaussian on the steps of :class:`common.secagg.fixed_
 :func:`common.privacy.discrete.discrete_gaussian` draws it exactly. This module holds the mechanism and the reasons why its cost
 may be counted as that of one Gaussian with noise multiplier z. The accounting itself is in :mod:`common.privacy.accountant`.
 
-**Sensitivity.** A silo holds a sum over its users in float64, and one user moves it by at most C in L2, but for errors of
-the floating-point sum (:mod:`client.clipping`): below ``n²·2⁻⁵³·C`` for n users, so below ``2⁻²¹·C`` up to :data:`MOST_USERS`.
-Cutting each number to what the coding can hold brings no two vectors further apart. The coding rounds a number of steps a to
-``⌊a + r⌋``, with r independent of the data, and for the same r ``|⌊a + r⌋ - ⌊b + r⌋| < |a - b| + 1``. So in L2, whatever r is, one
-user moves the words by less than ``C·scale + √d`` and the errors: another ``2⁻²¹·C·scale`` is there for the coding's cutting of a
-step's fraction to 62 digits, ``√d·2⁻⁶²``. :func:`sensitivity` gives ``L = ⌈C·scale·(1 + 2⁻²⁰)⌉ + ⌈√d⌉`` steps.
+**Sensitivity.** A silo holds a sum over its users in float64, and one user moves it by at most C in L2, but for errors of the
+floating-point sum (:mod:`client.clipping`): below ``n²·2⁻⁵³·C`` for n users, so below ``2⁻²¹·C`` up to :data:`MOST_USERS`. To cut
+each number to what the coding can hold brings no two vectors further apart. The coding rounds a number of steps a to ``⌊a + r⌋``,
+with r independent of the data, and for the same r ``|⌊a + r⌋ - ⌊b + r⌋| < |a - b| + 1``. So in L2, whatever r is, one user moves
+the words by less than ``C·scale + √d`` and the errors: beside the ``2⁻²¹·C·scale`` above, as much again is there for the coding's
+cutting of a step's fraction to 62 digits, less than ``√d·2⁻⁶²``. :func:`sensitivity` gives
+``L = ⌈C·scale·(1 + 2⁻²⁰)⌉ + ⌈√d⌉`` steps.
 
 **One discrete Gaussian costs what the continuous one costs.** Let f be the density of ``N_Z(0, s²)ᵈ`` and μ a vector of whole
 numbers, by which a user moves the sum. For a whole number k
@@ -28,13 +29,14 @@ values at whole orders, with ``log A(1) = 0``, is a bound. Accountants of this m
 line, and PLDs of the continuous Gaussian do not apply. What is random beside (the other users in the sample, r) is independent of
 the user, and the worst case over it bounds the cost.
 
-**The sum of m shares is as good as one discrete Gaussian** of m times the variance, though it is none. Write x of a share and
-the sum z of k + 1 shares: the density of the sum is the discrete Gaussian's times a sum of ``exp(-(x - cz)²/(2v))`` over whole
-x, ``v = s²·k/(k+1)``, which hardly depends on z: by Poisson summation it differs from z to z by a factor within ``exp(±5·exp(-2π²v))``.
-Over all m shares (their Theorem 1), with ``τ = 10·Σ_{k=1}^{m-1} exp(-2π²s²·k/(k+1))``, each probability of a
-vector of d numbers is within a factor ``exp(±dτ/2)``, so (ε, δ) of a release becomes ``(ε + dτ, δ·exp(dτ/2))`` at most. Parameters
-where dτ is not below ``2⁻⁶⁴`` are refused; at usual ones it is smaller than any number a computer holds. More than m
-honest shares, or what dishonest silos add, is added to that sum and takes nothing away from it.
+**The sum of m shares is as good as one discrete Gaussian** of m times the variance, though it is none. Add a share to k others:
+if those are one discrete Gaussian, the density of the sum at z is the wider discrete Gaussian's times a sum of
+``exp(-(x - cz)²/(2v))`` over whole x, ``v = s²·k/(k+1)``. That sum hardly depends on z: by Poisson summation it is the same for
+all z within a factor ``exp(±5·exp(-2π²v))``. So over all m shares (their Theorem 1), with
+``τ = 10·Σ_{k=1}^{m-1} exp(-2π²s²·k/(k+1))``, each probability of a vector of d numbers is right within a factor
+``exp(±dτ/2)``, and (ε, δ) of a release becomes ``(ε + dτ, δ·exp(dτ/2))`` at most. Parameters where dτ is not below ``2⁻⁶⁴`` are
+refused; at usual ones it is smaller than any number a computer holds. More than m honest shares, or what dishonest silos
+add, is added to that sum and takes nothing away from it.
 
 **If all others collude,** a silo's own share is what protects its users: a discrete Gaussian with multiplier ``z/√m``.
 """
@@ -62,10 +64,10 @@ SLACK = Fraction(1, 2**20)
 TAIL = 20
 """Standard deviations of the noise of all silos that the ring has room for.
 
-A discrete Gaussian's tails are no heavier than the continuous one's (Canonne, Kamath & Steinke 2020, arXiv:2004.00010, section
-3), so one number of the noise of all silos leaves that room with a chance below ``2·exp(-200) < 2⁻²⁸⁷``: for 2⁶⁴ sums of 2⁶⁴
-numbers, below 2⁻¹⁵⁹. Were it to happen, :meth:`FixedPoint.decode` refuses the sum or a number is wrong; nobody's privacy
-depends on it.
+A discrete Gaussian is sub-Gaussian with its own variance (Canonne, Kamath & Steinke 2020, arXiv:2004.00010), and so is a sum of
+them. So one number of the noise of all silos leaves that room with a chance below ``2·exp(-200) < 2⁻²⁸⁷``: for 2⁶⁴ sums of
+2⁶⁴ numbers, below 2⁻¹⁵⁹. Were it to happen, a sum would be refused when it is decoded, or a number would be wrong; nobody's
+privacy depends on it.
 """
 
 _MOST_EXCESS = -64
@@ -73,7 +75,7 @@ _FINENESS = 30
 
 
 def sensitivity(max_norm: float, scale_bits: int, length: int) -> int:
-    """Steps, in L2, by which one user moves the words of a vector of ``length`` numbers, each ``2^scale_bits`` steps to a unit."""
+    """Steps, in L2, by which one user moves a vector of ``length`` words; a unit of its values is ``2^scale_bits`` steps."""
     norm = Fraction(max_norm) * Fraction(2) ** scale_bits * (1 + SLACK)
     return math.ceil(norm) + _root_above(length)
 
@@ -88,7 +90,7 @@ class DistributedGaussian:
         z, the standard deviation of the noise over :attr:`sensitivity`, of a sum with ``honest`` honest silos. Taken as the
         rational number that the float is.
     max_norm:
-        C, the L2 bound of one user's part of the sum.
+        C, the L2 bound of one user's part of the sum; from 2⁻³⁰ to 2⁶⁰.
     length:
         d, numbers in the vector.
     silos:
@@ -123,8 +125,11 @@ class DistributedGaussian:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}: must be a whole number, 1 or more, not {value!r}")
+        if not 2.0**-30 <= self.max_norm <= 2.0**60:
+            raise ConfigError(f"max_norm: must be between 2^-30 and 2^60, not {self.max_norm!r}; take another unit")
         if self.honest > self.silos:
             raise ConfigError(f"honest: {self.honest} silos of at most {self.silos} cannot be honest")
+        _ = self.coding  # or there is none
         if self.excess_bits >= _MOST_EXCESS:
             raise PrivacyError(
                 f"noise multiplier {self.noise_multiplier!r} gives each of {self.honest} silos noise of variance "
@@ -135,18 +140,17 @@ class DistributedGaussian:
     @cached_property
     def coding(self) -> FixedPoint:
         """How values become words of 64 bits: C is 2²⁹ to 2³⁰ steps, fewer where a sum and its noise would not fit otherwise."""
-        finest = max(-60, min(60, _FINENESS - math.frexp(self.max_norm)[1]))
-        for scale_bits in range(finest, -61, -1):
-            sensitivity, variance, margin = self._noise(scale_bits)
-            if _root_above(self.length) * 64 > sensitivity:
+        for scale_bits in range(_FINENESS - math.frexp(self.max_norm)[1], -61, -1):
+            moved, variance, margin = self._noise(scale_bits)
+            if 64 * _root_above(self.length) > moved:
                 break  # rounding would make up more than a 64th of what is to be hidden
             most = self.silos * math.ceil(Fraction(self.largest) * Fraction(2) ** scale_bits) + margin
             if most < 2**63 and variance <= MOST_VARIANCE:
                 return FixedPoint(64, scale_bits, self.largest, self.silos, margin=margin)
         raise ConfigError(
-            f"words of 64 bits have no room for {self.silos} silos whose numbers reach {self.largest!r}, with steps fine enough for "
-            f"max_norm={self.max_norm!r} over {self.length} numbers and noise multiplier {self.noise_multiplier!r}; "
-            "take a smaller largest, or check the noise multiplier and max_norm"
+            f"words of 64 bits have no room for {self.silos} silos whose numbers reach {self.largest!r} and for noise multiplier "
+            f"{self.noise_multiplier!r}, in steps fine enough for max_norm={self.max_norm!r} over {self.length} numbers; "
+            "take a smaller largest, or check the others"
         )
 
     @property

@@ -120,8 +120,8 @@ class Distributed:
     The costs are those of continuous noise. At whole Rényi orders that is exact, sampled or not: the moments of the likelihood
     ratio are the same (Canonne, Kamath & Steinke 2020, "The Discrete Gaussian for Differential Privacy"), and so is the binomial
     sum of Mironov, Talwar & Zhang 2019, section 3.3. Between whole orders nothing is taken for granted: see
-    :func:`common.privacy.filter.rdp_at`. Privacy loss distributions are those of the continuous mechanism; the ring is finer
-    than 2^-29 of a standard deviation.
+    :func:`common.privacy.filter.rdp_at`. Privacy loss distributions are those of continuous noise, and no proof for this one:
+    with n steps of the ring to a user's bound, delta of a release is another by some 1 / n² of itself, and n is about 2^29.
     """
 
     noise_multiplier: float

@@ -79,5 +79,12 @@ class Rules:
             raise SecAggError(f"{advertised} of {self.silos} silos are there; a sum takes {self.least} or more")
         corrupt = float(Fraction(self.corrupted, advertised))
         if advertised <= SMALL:
-            return complete(advertised, self.least, corrupt=corrupt)
+            found = complete(advertised, self.least, corrupt=corrupt)
+            if found.quorum > self.least:
+                raise ConfigError(
+                    f"of {self.silos} silos {self.corrupted} may collude and {self.silos - self.least} vanish: the {self.least} that "
+                    f"are left are no quorum of {found.quorum}, which rules out two different sets of survivors; lower "
+                    "aggregation.dropout or aggregation.corrupt"
+                )
+            return found
         return plan(advertised, dropout=float(Fraction(advertised - self.least, advertised)), corrupt=corrupt)

@@ -23,6 +23,7 @@ from simulations.watch import Watch
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
     from flwr.server import LegacyContext
     from flwr.serverapp import Grid
 
@@ -73,7 +74,7 @@ def run_legacy(
     def faults(silo: int, message: Message) -> Fault | None:
         return Fault.LOST_REQUEST if silo in gone and _stage(message) == MASKING else None
 
-    grid = _Timed(InProcessGrid(silos, len(vectors), faults=faults))
+    grid = _Timed(InProcessGrid(cast("ClientApp", silos), len(vectors), faults=faults))
     context = _legacy_context(grid.carrier, len(vectors[0]))
     workflow = SecAggPlusWorkflow(shares, threshold, clipping_range=CLIPPING, quantization_range=QUANTISED)
     watch.stage(f"SecAgg+, {len(gone)} of {len(vectors)} silos gone", 4 * len(vectors) - 2 * len(gone))
@@ -155,7 +156,7 @@ def bits_of_a_pair_mask() -> int:
         seed = generate_shared_key(own, generate_key_pairs()[1])
         fold = np.bitwise_xor.reduce(np.frombuffer(seed, "<u4"))
         masks = [pseudo_rand_gen(data, 2**32, [(8,)])[0] for data in (seed, fold.tobytes())]
-        if not np.array_equal(*masks):
+        if not np.array_equal(masks[0], masks[1]):
             raise FederationError("SecAgg+ does not fold its seeds into 32 bits any more")
         folded.append(int(fold))
     return int(np.bitwise_or.reduce([fold ^ folded[0] for fold in folded])).bit_count()
@@ -167,7 +168,6 @@ def _legacy_context(grid: InProcessGrid, length: int) -> LegacyContext:
     from flwr.common import ndarrays_to_parameters
     from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
     from flwr.server import LegacyContext
-    from flwr.serverapp import Grid
     from flwr.server.compat.grid_client_proxy import GridClientProxy
     from flwr.server.strategy import FedAvg
     from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key

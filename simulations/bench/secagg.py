@@ -62,7 +62,7 @@ def _side_by_side(silos: int, parameters: int, repeats: int, skip_legacy: bool, 
         sums = [in_turn(consortium, vectors, coding, range(gone), watch)]
         legacy = None if skip_legacy else run_legacy(vectors, plan.degree + 1, plan.threshold, range(gone), watch)
         sums += [in_turn(consortium, vectors, coding, range(gone), watch) for _ in range(repeats - 1)]
-        exact = np.sum(rest, axis=0, dtype=np.float64)
+        exact = np.asarray(np.sum(rest, axis=0, dtype=np.float64))
         for one in sums:
             if np.abs(one.values - exact).max() > coding.error_bound(len(rest)):
                 raise SecAggError("the decoded sum is further from the true one than rounding can bring it")

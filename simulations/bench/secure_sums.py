@@ -30,7 +30,7 @@ from common.secagg.context import RoundContext
 from common.secagg.fixed_point import FixedPoint
 from common.secagg.graph import draw, graph_seed
 from common.secagg.keys import Advertisement, EphemeralKeys
-from common.secagg.masks import Mask
+from common.secagg.masks import Mask, apply_masks
 from common.secagg.messages import pack, pack_advertisements, pack_survivors, survivors_statement
 from common.secagg.roster import KeyRoster
 from common.secagg.rules import Rules
@@ -188,14 +188,13 @@ def mask_keys(consortium: Consortium) -> tuple[int, float]:
         If a key is used by others than these, or not with opposite signs.
     """
     silos, used = consortium.rules.silos, list[Mask]()
-    real = secagg.apply_masks
 
     def noted(words: NDArray[np.unsignedinteger[Any]], masks: Sequence[Mask]) -> None:
         used.extend(masks)
-        real(words, masks)
+        apply_masks(words, masks)
 
     coding = FixedPoint.finest(32, 1.0, silos)
-    with patch.object(secagg, "apply_masks", noted):
+    with patch("client.secagg.apply_masks", noted):
         for _ in range(2):
             in_turn(consortium, [np.zeros(8, np.float32)] * silos, coding, (), Silent())
     signs: dict[bytes, list[int]] = {}

@@ -15,6 +15,7 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 import client.dp_steps
+import client.releases
 import client.silo
 import client.silo_data
 import client.trainer
@@ -90,7 +91,7 @@ def a_tokenizer_that_fails(patch: pytest.MonkeyPatch, data: Path) -> None:
 
 
 def a_full_disk_in_the_middle_of_a_release(patch: pytest.MonkeyPatch, data: Path) -> None:
-    patch.setattr(client.silo, "_write_released", _raise(lambda: OSError(28, f"No space left for {MARKER}", MARKER)))
+    patch.setattr(client.releases, "write_kept", _raise(lambda: OSError(28, f"No space left for {MARKER}", MARKER)))
 
 
 def a_library_that_warns_and_a_number_that_is_none(patch: pytest.MonkeyPatch, data: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import client.silo
-from client.silo import KEY, LEDGER, Place, Silo, kept_answer, open_silo
+from client.releases import Kept, kept_answer, write_kept
+from client.silo import KEY, LEDGER, Place, Silo, open_silo
 from common.config import Config
 from common.errors import BudgetExhausted, ConfigError, ErrorCode, LedgerError, PolicyRefused
 from common.model.adapter import from_vector
@@ -152,7 +153,7 @@ def test_an_answer_that_somebody_put_there_does_not_leave(tmp_path: Path) -> Non
     config = tiny.config(privacy__mode="silo", federation__rounds=4)
     first = simulated(config, tmp_path).train(ask_train(config))["update"]
     question = question_digest(TRAIN, ask_train(config))
-    client.silo._write_released(kept_answer(tmp_path, config_hash(config), TRAIN), question, {"update": first + 1})
+    write_kept(kept_answer(tmp_path, config_hash(config), TRAIN), question, Kept({"update": first + 1}))
     other = simulated(config, tmp_path).train(ask_train(config))["update"]
     assert not np.array_equal(other, first + 1)
     assert len(charged(tmp_path)) == 2
@@ -304,9 +305,12 @@ def test_a_process_keeps_the_silos_of_one_run_open() -> None:
 
 def test_a_simulated_silo_takes_its_place_from_flower_and_a_deployed_one_from_its_operator(tmp_path: Path) -> None:
     simulated = Place.of({"partition-id": 3, "num-partitions": 4}, str(tmp_path))
-    assert simulated == Place(3, tmp_path / "silos" / "3", simulated=True)
-    deployed = Place.of({"silo": 2, "data": "shop.csv", "state": "/var/lib/silorec", "partition-id": 0}, "/of/the/coordinator")
-    assert deployed == Place(2, Path("/var/lib/silorec"), Path("shop.csv"))
+    assert simulated == Place(3, tmp_path / "silos" / "3", roster=tmp_path / "roster.toml", simulated=True)
+    own = {"silo": 2, "data": "shop.csv", "state": "/var/lib/silorec", "partition-id": 0}
+    deployed = Place(2, Path("/var/lib/silorec"), Path("shop.csv"))
+    assert Place.of(own, "/of/the/coordinator") == deployed
+    mine = replace(deployed, roster=Path("/etc/silorec/roster.toml"))
+    assert Place.of({**own, "roster": "/etc/silorec/roster.toml"}, "/of/the/coordinator") == mine
     with pytest.raises(ConfigError, match="--node-config lacks 'state'"):
         Place.of({"silo": 2, "data": "shop.csv"})
     with pytest.raises(ConfigError, match="this node is no silo"):

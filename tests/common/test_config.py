@@ -108,7 +108,7 @@ def test_lists_and_tables_may_be_json_in_a_string() -> None:
         ({"privacy.epsilom": 1}, ["'privacy.epsilom'", "did you mean 'epsilon'", "max_grad_norm"]),
         ({"privcy.epsilon": 1}, ["'privcy'", "did you mean 'privacy'", "training"]),
         ({"data.synthetic.user": 3}, ["'data.synthetic.user'", "did you mean 'users'", "interactions_per_user"]),
-        ({"zzz": 3}, ["unknown setting 'zzz' (allowed: data, evaluation"]),
+        ({"zzz": 3}, ["unknown setting 'zzz' (allowed: aggregation, data, evaluation"]),
         ({"privacy.mode": "strong"}, ["privacy.mode = 'strong'", "'none'", "'silo'"]),
         ({"privacy.epsilon": -1}, ["privacy.epsilon = -1", "greater than 0"]),
         ({"privacy.epsilon": float("inf")}, ["privacy.epsilon = inf", "finite"]),
@@ -122,6 +122,14 @@ def test_lists_and_tables_may_be_json_in_a_string() -> None:
         ({"federation.declared_users": [0, 1, 1, 1]}, ["declared_users", "at least 1"]),
         ({"federation.declared_users": [5, 6, 7]}, ["names 3 silos, partition.silos is 4"]),
         ({"evaluation.select": "validation"}, ["evaluation.select", "privacy.mode = 'none'"]),
+        ({"aggregation.dropout": 0.5}, ["aggregation.dropout = 0.5", "less than 0.5"]),
+        ({"aggregation.bits": 16}, ["aggregation.bits = 16", "32 or 64"]),
+        ({"privacy.mode": "distributed", "training.local_steps": 2}, ["set training.local_steps = 1, not 2"]),
+        (
+            {"privacy.mode": "distributed", "training.local_steps": 1, "aggregation.method": "plain"},
+            ["protect nobody before they are summed", "aggregation.method = 'secure' and three silos or more"],
+        ),
+        ({"privacy.mode": "distributed", "training.local_steps": 1, "partition.silos": 2}, ["three silos or more"]),
     ],
 )
 def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(setting: dict[str, Any], words: list[str]) -> None:
@@ -129,6 +137,15 @@ def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(setting: 
         load(setting)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "silos", "secure"),
+    [("auto", 2, False), ("auto", 3, True), ("plain", 9, False), ("secure", 2, True), ("secure", 9, True)],
+)
+def test_sums_are_secure_from_three_silos_on_unless_somebody_says_otherwise(method: str, silos: int, secure: bool) -> None:
+    assert load({"aggregation.method": method, "partition.silos": silos}).is_secure is secure
+    assert load().is_secure
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -16,14 +16,21 @@ from common.config import Config, load, to_dict, to_run_config
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.privacy.signing import SigningKey, create_key
 from common.protocol import (
+    ADVERTISE,
     COUNT,
     ENROL,
+    MASK,
     METRICS,
+    RECORDS,
     RELEASED,
+    REVEAL,
+    SHARE,
+    SIGN,
     TRAIN,
     AdapterRequest,
     Refusal,
     Request,
+    SumRequest,
     answer_digest,
     check_adapter_request,
     check_reply,
@@ -31,6 +38,7 @@ from common.protocol import (
     config_hash,
     question_digest,
     read_run_config,
+    release_question,
     silo_seed,
     statement,
 )
@@ -54,6 +62,17 @@ def test_a_silo_releases_vectors_and_its_place_and_nothing_else() -> None:
         "query.count": {"count": "vector"},
         "train": {"update": "vector"},
         "query.metrics": {"metrics": "vector"},
+        "query.advertise": {"advertisement": "bytes"},
+        "query.share": {"shares": "bytes"},
+        "query.mask": {"masked": "words", "release": "digest"},
+        "query.sign": {"signature": "bytes"},
+        "query.reveal": {"revealed": "bytes"},
+    }
+    assert RECORDS == {
+        "advertisement": (132, 1),
+        "shares": (172, 2**16),
+        "signature": (64, 1),
+        "revealed": (75, 2**16),
     }
 
 
@@ -86,6 +105,20 @@ def test_a_good_request_passes_and_each_fault_has_its_code() -> None:
         (ENROL, {"silo": -1, "protocol": 1}, "silo is not an integer from 0"),
         (ENROL, {"silo": "clinic", "protocol": 1}, "silo is not an integer"),
         ("evaluate", {}, "no reply to 'evaluate' is defined"),
+        (ADVERTISE, {"advertisement": b"k" * 131}, "advertisement is not a list of 1 to 1 records of 132 bytes"),
+        (ADVERTISE, {"advertisement": b"k" * 264}, "advertisement is not a list of 1 to 1 records"),
+        (ADVERTISE, {"advertisement": "k" * 132}, "advertisement is not a list"),
+        (SHARE, {"shares": b""}, "shares is not a list of 1 to 65536 records of 172 bytes"),
+        (SHARE, {"shares": bytearray(172)}, "shares is not a list"),
+        (MASK, {"masked": np.zeros(3, np.uint32)}, r"has the fields \['masked'\], allowed are exactly"),
+        (MASK, {"masked": np.zeros(3, np.float32), "release": b"d" * 32}, "masked is not a vector of uint32 or uint64"),
+        (MASK, {"masked": np.zeros(3, np.int64), "release": b"d" * 32}, "masked is not a vector of uint32 or uint64"),
+        (MASK, {"masked": np.zeros((1, 3), np.uint32), "release": b"d" * 32}, "masked is not a vector"),
+        (MASK, {"masked": np.zeros(4, np.uint32), "release": b"d" * 32}, "masked has 4 numbers, expected 3"),
+        (MASK, {"masked": np.zeros(3, np.uint32), "release": b"d" * 64}, "release is not a list of 1 to 1 records of 32 bytes"),
+        (SIGN, {"signature": b"s" * 63}, "signature is not a list of 1 to 1 records of 64 bytes"),
+        (REVEAL, {"revealed": b"r" * 76}, "revealed is not a list of 1 to 65536 records of 75 bytes"),
+        (REVEAL, {"revealed": b"r" * 75, "seed": b"s" * 32}, "allowed are exactly"),
     ],
 )
 def test_replies_outside_the_list_are_refused(action: str, fields: dict[str, Any], complaint: str) -> None:
@@ -97,6 +130,12 @@ def test_replies_on_the_list_pass() -> None:
     check_reply(TRAIN, {"update": np.zeros(3, np.float32)}, 3)
     check_reply(COUNT, {"count": np.zeros(7, np.float32)})
     check_reply(ENROL, {"silo": 0, "protocol": 1})
+    check_reply(ADVERTISE, {"advertisement": bytes(132)})
+    check_reply(SHARE, {"shares": bytes(2 * 172)})
+    check_reply(MASK, {"masked": np.zeros(3, np.uint32), "release": bytes(32)}, 3)
+    check_reply(MASK, {"masked": np.zeros(3, np.uint64), "release": bytes(32)}, 3)
+    check_reply(SIGN, {"signature": bytes(64)})
+    check_reply(REVEAL, {"revealed": bytes(3 * 75)})
 
 
 def test_a_configuration_survives_flowers_flat_settings_with_its_hash() -> None:
@@ -140,13 +179,72 @@ def test_questions_are_the_same_when_they_ask_the_same_and_answers_when_they_hol
     assert answer_digest(TRAIN, {"update": zero}) != answer_digest(METRICS, {"update": zero})
 
 
+def a_sum(**changes: Any) -> SumRequest:
+    good: dict[str, Any] = {
+        "config_hash": "c" * 64,
+        "action": TRAIN,
+        "round": 5,
+        "question": question_digest(TRAIN, GOOD),
+        "nonce": bytes(32),
+        "roster": "d" * 64,
+        "payload": b"all keys",
+    }
+    return SumRequest(**(good | changes))
+
+
+def test_a_stage_of_a_sum_asks_for_one_thing_only() -> None:
+    """Stage, sum, round, question, attempt, roster and payload: whichever is changed, the coordinator's signature is of another."""
+    changes = [
+        {"action": METRICS},
+        {"round": 4},
+        {"question": "0" * 64},
+        {"nonce": b"n" * 32},
+        {"roster": "e" * 64},
+        {"payload": b"other keys"},
+        {"config_hash": "x"},
+        {"protocol": 2},
+    ]
+    requests = [a_sum(), *(a_sum(**change) for change in changes)]
+    assert len({statement(SHARE, r) for r in requests} | {statement(SIGN, a_sum())}) == len(requests) + 1
+
+
+def test_an_attempt_is_named_by_its_nonce_and_its_question() -> None:
+    expected = hashlib.sha256(b"silorec-secagg-round-1\0" + bytes(32) + bytes.fromhex(question_digest(TRAIN, GOOD))).digest()
+    assert a_sum().round_id == expected
+    assert len({a_sum().round_id, a_sum(nonce=b"n" * 32).round_id, a_sum(question="0" * 64).round_id}) == 3
+    assert a_sum(payload=b"x", roster="e" * 64).round_id == expected
+
+
+def test_what_is_asked_under_a_mask_is_what_would_be_asked_plainly() -> None:
+    """So the digest that was shown when the attempt began can be compared with the question that comes at last."""
+    asked = a_sum(config_hash=GOOD.config_hash, manifest_hash="m", vector=GOOD.vector).asked()
+    assert isinstance(asked, AdapterRequest)
+    assert question_digest(TRAIN, asked) == question_digest(TRAIN, GOOD)
+    count = a_sum(config_hash=GOOD.config_hash, action=COUNT, round=0).asked()
+    assert question_digest(COUNT, count) == question_digest(COUNT, Request(config_hash=GOOD.config_hash))
+
+
+def test_attempts_share_a_charge_where_their_answer_is_the_same_and_not_where_each_draws_new_noise() -> None:
+    first, again = a_sum(), a_sum(nonce=b"n" * 32)
+    for mode in ("none", "silo"):
+        assert release_question(mode, first) == release_question(mode, again) == first.question
+    assert len({release_question("distributed", r) for r in (first, again)} | {first.question}) == 3
+
+
+def test_a_salted_digest_tells_nothing_to_those_who_know_the_answer() -> None:
+    fields = {"update": np.zeros(2, np.float32)}
+    digests = {answer_digest(TRAIN, fields, salt) for salt in (b"", bytes(32), b"s" * 32)}
+    assert len(digests) == 3
+    assert answer_digest(TRAIN, fields, b"s" * 32) in digests
+
+
 def test_every_setting_is_in_the_hash() -> None:
     assert config_hash(CONFIG) != config_hash(load({"run.seed": 1}))
     assert config_hash(load({"privacy.epsilon": 8})) == config_hash(load({"privacy.epsilon": 8.0}))
 
 
 def test_unknown_settings_are_refused_with_and_without_the_app_prefix() -> None:
-    with pytest.raises(ConfigError, match=r"unknown setting 'app\.outt' \(allowed in app: app\.key, app\.out\)"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'app\.outt' \(allowed in app: app\.key, app\.out, app\.roster\)"):
         read_run_config({"app.outt": "x"})
     with pytest.raises(ConfigError, match=r"unknown setting 'privacy\.epsilom'; did you mean 'epsilon'"):
         read_run_config({"privacy.epsilom": 1})

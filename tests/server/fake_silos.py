@@ -24,7 +24,8 @@ Spoil = Callable[[int, int], "ErrorCode | RecordDict | None"]
 
 def config(**federation: Any) -> Config:
     settings = {"rounds": 3, "declared_users": list(DECLARED), "deadline": 1.0, **federation}
-    return load({"privacy.mode": "none", "partition.silos": len(settings["declared_users"]), "federation": settings})
+    plain = {"privacy.mode": "none", "aggregation.method": "plain"}
+    return load({**plain, "partition.silos": len(settings["declared_users"]), "federation": settings})
 
 
 def app(spoil: Spoil | None = None, places: Mapping[int, int] | None = None) -> ClientApp:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps
+from common.privacy.events import Distributed, DistributedCount, DistributedStep, Event, GaussianCount, PoissonGaussianSteps
 from common.privacy.ledger import Ledger
 from common.privacy.policy import Policy, Proposal
 from common.privacy.signing import SigningKey
@@ -20,6 +20,7 @@ START = 1_750_000_000.0  # 2025-06-15, 15:06:40 UTC
 DAY = 86_400.0
 
 COUNT = GaussianCount(5.0, 1.0)
+SHARED_COUNT = DistributedCount(5.0, 1.0, honest=4)
 
 
 def digest(text: str) -> str:
@@ -45,10 +46,16 @@ def steps(round_number: int, noise_multiplier: float = 2.0, sampling_probability
     return PoissonGaussianSteps(noise_multiplier, sampling_probability, steps, 1.0, round_number)
 
 
+def shared_step(round_number: int, noise_multiplier: float = 2.0, sampling_probability: float = 0.2, honest: int = 4) -> Event:
+    """One step of mode ``distributed``."""
+    return DistributedStep(noise_multiplier, sampling_probability, 1.0, round_number, honest=honest)
+
+
 def asks(event: Event, **changes: Any) -> Proposal:
     """The coordinator's question that ``event`` answers."""
-    action = "query.count" if isinstance(event, GaussianCount) else "train"
-    said: dict[str, Any] = {"run": RUN, "coordinator": COORDINATOR.public_key, "mode": "silo", "action": action}
+    action = "query.count" if isinstance(event, GaussianCount | DistributedCount) else "train"
+    mode = "distributed" if isinstance(event, Distributed) else "silo"
+    said: dict[str, Any] = {"run": RUN, "coordinator": COORDINATOR.public_key, "mode": mode, "action": action}
     return Proposal(**{**said, "round": event.round, "event": event, **changes})
 
 

@@ -15,8 +15,24 @@ from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy import stats
 
 from common.errors import PrivacyError
-from common.privacy.accountant import Method, epsilon, epsilon_and_order, noise_for_gaussian, noise_for_steps
-from common.privacy.events import Event, GaussianCount, PoissonGaussianSteps, Unprotected
+from common.privacy.accountant import (
+    Method,
+    epsilon,
+    epsilon_and_order,
+    epsilon_if_others_collude,
+    noise_for_gaussian,
+    noise_for_steps,
+)
+from common.privacy.events import (
+    DistributedCount,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    PoissonGaussianSteps,
+    Unprotected,
+    if_others_collude,
+)
+from common.privacy.filter import WHOLE_ORDERS
 
 RUN: tuple[Event, ...] = (
     GaussianCount(3.0, 1.0),
@@ -202,3 +218,94 @@ def test_nothing_and_no_protection_have_no_order() -> None:
     assert epsilon_and_order([*RUN, Unprotected("update", 1)], 1e-4) == (math.inf, math.inf)
     with pytest.raises(PrivacyError, match="delta"):
         epsilon_and_order(RUN, 0.0)
+
+
+#: As RUN without the steps of round 3, in mode ``distributed``; its best order by dp_accounting is between whole ones.
+SHARED: tuple[Event, ...] = (
+    DistributedCount(3.0, 1.0, honest=4),
+    *(DistributedStep(1.1, 0.05, 1.0, r, honest=4) for r in range(1, 13)),
+)
+
+
+def test_shared_releases_cost_what_dp_accounting_says_of_their_sums_at_whole_orders() -> None:
+    accountant, anywhere = rdp.RdpAccountant(orders=list(WHOLE_ORDERS)), rdp.RdpAccountant()
+    for event in SHARED:
+        accountant.compose(event.to_dp_event())
+        anywhere.compose(event.to_dp_event())
+    for delta in (1e-3, 1e-5):
+        ours, order = epsilon_and_order(SHARED, delta)
+        assert ours == epsilon(SHARED, delta) == pytest.approx(accountant.get_epsilon(delta), rel=1e-12)
+        assert order in WHOLE_ORDERS
+    assert anywhere.get_epsilon_and_optimal_order(1e-5)[1] not in WHOLE_ORDERS, "or this test would show nothing"
+    assert epsilon(SHARED, 1e-5) > anywhere.get_epsilon(1e-5)
+    divergence = rdp_of_sampled_gaussian(1.0, 3.0, 9) + 12 * rdp_of_sampled_gaussian(0.05, 1.1, 9)
+    assert epsilon_and_order(SHARED, 1e-5, [9])[0] == pytest.approx(epsilon_from_rdp([divergence], [9], 1e-5), rel=1e-9)
+
+
+def test_one_shared_release_among_others_asks_for_whole_orders() -> None:
+    assert epsilon_and_order([*RUN, DistributedCount(50.0, 1.0, honest=2)], 1e-5)[1] in WHOLE_ORDERS
+    with pytest.raises(PrivacyError, match=r"order 2\.5: .*mode distributed .* at whole Rényi orders only"):
+        epsilon_and_order(SHARED, 1e-5, [2.0, 2.5])
+
+
+def test_the_tighter_bound_of_shared_releases_is_that_of_continuous_noise() -> None:
+    same = [GaussianCount(3.0, 1.0), PoissonGaussianSteps(1.1, 0.05, 12, 1.0, 1)]
+    assert epsilon(SHARED, 1e-4, "pld") == pytest.approx(epsilon(same, 1e-4, "pld"), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["rdp", "pld"])
+def test_if_others_collude_the_noise_of_one_share_is_left(method: Method) -> None:
+    left = epsilon_if_others_collude(SHARED, 1e-4, method)
+    alone = [DistributedCount(1.5, 1.0, honest=1), *(DistributedStep(0.55, 0.05, 1.0, r, honest=1) for r in range(1, 13))]
+    assert left == epsilon(alone, 1e-4, method)
+    assert left > epsilon(SHARED, 1e-4, method)
+    assert left == epsilon([if_others_collude(event) for event in SHARED], 1e-4, method)
+    assert epsilon_if_others_collude(RUN, 1e-4, method) == epsilon(RUN, 1e-4, method)
+
+
+def test_if_others_collude_more_is_left_the_fewer_are_counted_on() -> None:
+    left = [epsilon_if_others_collude([DistributedCount(3.0, 1.0, honest=n)], 1e-5) for n in (1, 2, 3, 10, 100)]
+    assert left[0] == epsilon([DistributedCount(3.0, 1.0, honest=1)], 1e-5)
+    assert all(a < b for a, b in itertools.pairwise(left))
+    assert epsilon_if_others_collude([*SHARED, Unprotected("update", 1)], 1e-4) == math.inf
+
+
+@pytest.mark.parametrize("method", ["rdp", "pld"])
+def test_the_noise_of_shared_releases_meets_the_budget_where_it_is_counted(method: Method) -> None:
+    count = noise_for_gaussian(0.3, 1e-4, method, whole_orders=True)
+    assert 0.99 * 0.3 <= epsilon([DistributedCount(count, 1.0, honest=4)], 1e-4, method) <= 0.3
+    before = [DistributedCount(count, 1.0, honest=4)]
+    sigma = noise_for_steps(2.0, 1e-4, sampling_probability=0.05, steps=12, before=before, method=method)
+    steps = [DistributedStep(sigma, 0.05, 1.0, r, honest=4) for r in range(1, 13)]
+    assert 0.99 * 2.0 <= epsilon([*before, *steps], 1e-4, method) <= 2.0
+    assert sigma == noise_for_steps(
+        2.0, 1e-4, sampling_probability=0.05, steps=12, before=before, method=method, whole_orders=True
+    )
+
+
+def test_noise_that_was_calibrated_at_any_order_would_pass_the_budget_of_a_shared_release() -> None:
+    """The reason for ``whole_orders``."""
+    sigma = noise_for_gaussian(8.0, 1e-2)
+    assert epsilon([DistributedCount(sigma, 1.0, honest=4)], 1e-2) > 8.0
+    sigma = noise_for_gaussian(8.0, 1e-2, whole_orders=True)
+    assert epsilon([DistributedCount(sigma, 1.0, honest=4)], 1e-2) <= 8.0
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(1.0, 2.0), (0.2, 1.0), (0.5, 0.7)])
+@pytest.mark.parametrize("eps", [0.5, 1.5])
+def test_delta_of_discrete_noise_is_that_of_continuous_noise_but_for_the_square_of_its_step(
+    q: float, sigma: float, eps: float
+) -> None:
+    """So the tighter figures say something of discrete noise too: with n steps to a user's bound it is off by less than 1 / n²,
+    and mode ``distributed`` has some 2^29. One release, added up over the grid, against the closed form for continuous noise."""
+    where = sigma**2 * math.log((math.exp(eps) - 1 + q) / q) + 0.5  # from here on the user shows by more than eps
+    with_user, without = stats.norm.sf((where - 1) / sigma), stats.norm.sf(where / sigma)
+    continuous = q * with_user + (1 - q) * without - math.exp(eps) * without
+    for n in (10, 100, 1000):
+        s = sigma * n
+        x = np.arange(-math.ceil(12 * s), math.ceil(12 * s) + n + 1, dtype=np.float64)
+        absent, there = np.exp(-(x**2) / (2 * s**2)), np.exp(-((x - n) ** 2) / (2 * s**2))
+        absent, there = absent / absent.sum(), there / there.sum()
+        discrete = float(np.maximum((1 - q) * absent + q * there - math.exp(eps) * absent, 0).sum())
+        assert abs(discrete / continuous - 1) < 1 / n**2
+    assert epsilon([DistributedStep(sigma, q, 1.0, honest=2)], continuous, "pld") == pytest.approx(eps, rel=2e-3)

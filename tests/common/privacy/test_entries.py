@@ -48,6 +48,7 @@ from tests.common.privacy.ledgers import (
     key_of,
     policy,
     quick_folder,
+    shared_step,
     steps,
 )
 
@@ -514,7 +515,18 @@ def test_every_limit_of_the_policy_is_held_against_every_entry() -> None:
         (book(max_rounds_per_run=3), lambda b: b.reserve(steps(4)), "max_rounds_per_run"),
         (book(declared_users=9), lambda b: b.reserve(steps(4), declared_users=8), "declared_users"),
         (book(), lambda b: b.reserve(steps(1), coordinator=""), "coordinators"),
-        (book(), lambda b: b.reserve(steps(1), mode="distributed"), "modes"),
+        (book(), lambda b: b.reserve(shared_step(1), mode="distributed"), "modes"),
+        (book(), lambda b: b.reserve(steps(1), mode="distributed"), "does not go with a release"),
+        (
+            book(modes=("distributed",), max_honest_silos=3),
+            lambda b: b.reserve(shared_step(1), mode="distributed"),
+            "max_honest_silos",
+        ),
+        (
+            book(modes=("distributed",), min_share_noise_multiplier=1.5),
+            lambda b: b.reserve(shared_step(1), mode="distributed"),
+            "min_share_noise_multiplier",
+        ),
         (book(epsilon_per_run=2.0), lambda b: b.reserve(GaussianCount(1.0, 1.0)), "epsilon_per_run"),
         (book(epsilon_per_day=2.0), lambda b: b.reserve(GaussianCount(1.0, 1.0)), "epsilon_per_day"),
         (book(epsilon=2.0), lambda b: b.reserve(GaussianCount(1.0, 1.0)), "epsilon"),

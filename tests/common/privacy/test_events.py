@@ -17,6 +17,10 @@ from common.privacy.events import (
     COORDINATOR,
     NEIGHBOURS,
     UNIT,
+    Distributed,
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
     Event,
     GaussianCount,
     GaussianMetrics,
@@ -25,6 +29,7 @@ from common.privacy.events import (
     event_from_dict,
     event_from_dp_event,
     event_to_dict,
+    if_others_collude,
 )
 
 positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
@@ -43,10 +48,18 @@ protected = st.one_of(
         recipients,
     ),
 )
+noises, silos = st.floats(1e-100, 1e100), st.integers(1, 2**32 - 1)
+shared = st.one_of(
+    st.builds(DistributedCount, noises, positive, rounds, recipients, honest=silos),
+    st.builds(DistributedMetrics, noises, positive, rounds, recipients, honest=silos),
+    st.builds(DistributedStep, noises, st.floats(0, 1, exclude_min=True), positive, rounds, recipients, honest=silos),
+)
 unprotected = st.builds(Unprotected, st.text(), rounds, recipients)
-events = st.one_of(protected, unprotected)
+events = st.one_of(protected, shared, unprotected)
 
-COUNT = {"kind": "gaussian-count", "noise_multiplier": 1.0, "max_norm": 1.0, "round": 0}
+COUNT: dict[str, Any] = {"kind": "gaussian-count", "noise_multiplier": 1.0, "max_norm": 1.0, "round": 0}
+STEP = {**COUNT, "kind": "distributed-step", "sampling_probability": 0.5, "max_grad_norm": 1.0, "honest": 2}
+del STEP["max_norm"]
 OURS = {"unit": UNIT, "neighbours": NEIGHBOURS, "recipient": COORDINATOR}
 
 
@@ -90,6 +103,14 @@ def test_what_is_written_never_changes_its_meaning() -> None:
         '"recipient": "coordinator"}': GaussianMetrics(3.0, 2.0, 4),
         '{"kind": "poisson-gaussian-steps", ' + ours + '"noise_multiplier": 1.5, "sampling_probability": 0.25, "steps": 4, '
         '"max_grad_norm": 1.0, "round": 3, "recipient": "owner"}': PoissonGaussianSteps(1.5, 0.25, 4, 1.0, 3, "owner"),
+        '{"kind": "distributed-count", ' + ours + '"noise_multiplier": 2.5, "max_norm": 1.0, "round": 0, '
+        '"recipient": "coordinator", "honest": 7}': DistributedCount(2.5, 1.0, honest=7),
+        '{"kind": "distributed-metrics", ' + ours + '"noise_multiplier": 3.0, "max_norm": 2.0, "round": 4, '
+        '"recipient": "coordinator", "honest": 2}': DistributedMetrics(3.0, 2.0, 4, honest=2),
+        '{"kind": "distributed-step", ' + ours + '"noise_multiplier": 1.5, "sampling_probability": 0.25, '
+        '"max_grad_norm": 1.0, "round": 3, "recipient": "owner", "honest": 12}': DistributedStep(
+            1.5, 0.25, 1.0, 3, "owner", honest=12
+        ),
         '{"kind": "unprotected", ' + ours + '"what": "update", "round": 2, "recipient": "coordinator"}': Unprotected("update", 2),
     }
     for line, event in lines.items():
@@ -106,6 +127,11 @@ def test_noise_and_bounds_are_positive_and_finite(value: Any) -> None:
         lambda: GaussianMetrics(1.0, value),
         lambda: PoissonGaussianSteps(value, 0.5, 1, 1.0),
         lambda: PoissonGaussianSteps(1.0, 0.5, 1, value),
+        lambda: DistributedCount(value, 1.0, honest=2),
+        lambda: DistributedCount(1.0, value, honest=2),
+        lambda: DistributedMetrics(value, 1.0, honest=2),
+        lambda: DistributedStep(value, 0.5, 1.0, honest=2),
+        lambda: DistributedStep(1.0, 0.5, value, honest=2),
     ):
         with pytest.raises(PrivacyError, match="must be positive and finite"):
             make()
@@ -115,6 +141,8 @@ def test_noise_and_bounds_are_positive_and_finite(value: Any) -> None:
 def test_a_sampling_probability_is_a_probability(value: Any) -> None:
     with pytest.raises(PrivacyError, match=r"sampling_probability = .*, must be in \(0, 1\]"):
         PoissonGaussianSteps(1.0, value, 1, 1.0)
+    with pytest.raises(PrivacyError, match=r"sampling_probability = .*, must be in \(0, 1\]"):
+        DistributedStep(1.0, value, 1.0, honest=2)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, math.nan])
@@ -129,6 +157,9 @@ def test_rounds_are_counted_in_whole_numbers(value: Any) -> None:
         lambda: GaussianCount(1.0, 1.0, value),
         lambda: GaussianMetrics(1.0, 1.0, value),
         lambda: PoissonGaussianSteps(1.0, 0.5, 1, 1.0, value),
+        lambda: DistributedCount(1.0, 1.0, value, honest=2),
+        lambda: DistributedMetrics(1.0, 1.0, value, honest=2),
+        lambda: DistributedStep(1.0, 0.5, 1.0, value, honest=2),
         lambda: Unprotected("x", value),
     ):
         with pytest.raises(PrivacyError, match=r"round = .*, must be a whole number from 0"):
@@ -141,10 +172,56 @@ def test_a_recipient_is_a_lower_case_word(value: Any) -> None:
         lambda: GaussianCount(1.0, 1.0, 0, value),
         lambda: GaussianMetrics(1.0, 1.0, 0, value),
         lambda: PoissonGaussianSteps(1.0, 0.5, 1, 1.0, 0, value),
+        lambda: DistributedCount(1.0, 1.0, 0, value, honest=2),
+        lambda: DistributedMetrics(1.0, 1.0, 0, value, honest=2),
+        lambda: DistributedStep(1.0, 0.5, 1.0, 0, value, honest=2),
         lambda: Unprotected("x", 0, value),
     ):
         with pytest.raises(PrivacyError, match=r"recipient = .*, must be a word of lower-case letters"):
             make()
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "2", None, 2**32, 10**400])
+def test_honest_silos_are_counted_in_whole_numbers(value: Any) -> None:
+    for make in (
+        lambda: DistributedCount(1.0, 1.0, honest=value),
+        lambda: DistributedMetrics(1.0, 1.0, honest=value),
+        lambda: DistributedStep(1.0, 0.5, 1.0, honest=value),
+    ):
+        with pytest.raises(PrivacyError, match=r"honest = .*, must be a whole number from 1 to 4294967295"):
+            make()
+
+
+def test_who_makes_an_event_of_mode_distributed_says_how_many_are_honest() -> None:
+    makers: tuple[Any, ...] = (DistributedCount, DistributedMetrics, DistributedStep)
+    for make in makers:
+        with pytest.raises(TypeError, match="honest"):
+            make(1.0, 0.5, 1.0)
+
+
+@given(shared)
+def test_if_others_collude_the_share_of_one_silo_is_left(event: Event) -> None:
+    """Variances add: ``honest`` shares of the noise that is left are the noise of the sum. All else stays as it is."""
+    assert isinstance(event, Distributed)
+    left = if_others_collude(event)
+    assert isinstance(left, Distributed)
+    assert type(left) is type(event)
+    assert event.honest * left.noise_multiplier**2 == pytest.approx(event.noise_multiplier**2, rel=1e-12)
+    assert left.noise_multiplier == event.share_noise_multiplier
+    kept = {**event_to_dict(event), "noise_multiplier": left.noise_multiplier, "honest": 1}
+    assert event_to_dict(left) == kept
+    assert if_others_collude(left) == left, "there is nobody left to collude"
+
+
+@given(st.one_of(protected, unprotected))
+def test_what_other_modes_release_depends_on_no_other_silo(event: Event) -> None:
+    assert if_others_collude(event) is event
+
+
+def test_a_share_of_four_honest_silos_is_half_of_the_noise() -> None:
+    assert if_others_collude(DistributedCount(3.0, 1.0, 2, honest=4)) == DistributedCount(1.5, 1.0, 2, honest=1)
+    assert if_others_collude(DistributedMetrics(3.0, 1.0, 2, honest=9)) == DistributedMetrics(1.0, 1.0, 2, honest=1)
+    assert if_others_collude(DistributedStep(3.0, 0.2, 1.0, 2, honest=4)) == DistributedStep(1.5, 0.2, 1.0, 2, honest=1)
 
 
 def test_equal_events_are_written_alike() -> None:
@@ -173,6 +250,11 @@ def test_equal_events_are_written_alike() -> None:
         ({**COUNT, "recipient": COORDINATOR}, "unit = None"),
         ({**COUNT, "unit": UNIT, "neighbours": NEIGHBOURS}, "recipient missing"),
         (COUNT, "unit = None"),
+        ({**COUNT, **OURS, "honest": 3}, "unknown fields honest"),
+        ({**COUNT, **OURS, "kind": "distributed-count"}, "honest missing"),
+        ({**COUNT, **OURS, "kind": "distributed-count", "honest": 0}, "honest = 0, must be a whole number from 1"),
+        ({**STEP, **OURS, "steps": 1}, "unknown fields steps"),
+        ({**STEP, **OURS, "kind": "poisson-gaussian-steps"}, "steps missing"),
         ({**OURS, "kind": "unprotected", "what": 3, "round": 0}, "what = 3, must be text"),
     ],
 )
@@ -187,6 +269,9 @@ def test_events_in_the_terms_of_dp_accounting() -> None:
     assert GaussianMetrics(2.0, 5.0).to_dp_event() == gaussian(2.0)
     step = dp_accounting.PoissonSampledDpEvent(0.25, gaussian(1.5))
     assert PoissonGaussianSteps(1.5, 0.25, 4, 9.0).to_dp_event() == dp_accounting.SelfComposedDpEvent(step, 4)
+    assert DistributedCount(2.0, 5.0, honest=3).to_dp_event() == gaussian(2.0)
+    assert DistributedMetrics(2.0, 5.0, honest=3).to_dp_event() == gaussian(2.0)
+    assert DistributedStep(1.5, 0.25, 9.0, honest=3).to_dp_event() == step
     assert Unprotected("x").to_dp_event() == dp_accounting.NonPrivateDpEvent()
 
 

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from common.config import Config
 from common.errors import BudgetExhausted, PrivacyError
 from common.privacy.accountant import epsilon, noise_for_gaussian
-from common.privacy.events import Event, GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected
+from common.privacy.events import (
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+    if_others_collude,
+)
 from common.privacy.filter import (
     DAY,
     ORDERS,
@@ -30,11 +40,12 @@ from common.privacy.filter import (
     day_of,
     epsilon_at,
     order_for,
+    orders_for,
     rdp_at,
     rdp_budget,
 )
 from common.privacy.plan import plan_for
-from tests.common.privacy.ledgers import COUNT, RUN, digest, steps
+from tests.common.privacy.ledgers import COUNT, RUN, SHARED_COUNT, digest, shared_step, steps
 
 DELTA = 1e-5
 
@@ -72,6 +83,155 @@ def test_a_sampled_step_costs_the_integral_that_defines_it(q: float, sigma: floa
         assert cost == pytest.approx(5 * divergence, rel=1e-8)
     else:
         assert 5 * divergence * (1 - 1e-8) <= cost <= 5 * divergence * 1.01
+
+
+def of_continuous_noise(q: float, z: float, orders: list[float]) -> list[float]:
+    """One release with noise multiplier ``z``, by dp_accounting."""
+    accountant = rdp.RdpAccountant(orders=orders)
+    accountant.compose(PoissonGaussianSteps(z, q, 1, 1.0).to_dp_event())
+    return [float(value) for value in accountant.rdp]
+
+
+def of_discrete_noise(q: float, sigma: float, moved: tuple[int, ...], order: float) -> float:
+    """Rényi divergence, by adding up over all points of a grid that matter: noise of ``sigma`` steps in each number, and a user
+    who moves the sum by ``moved`` steps, present with probability ``q``; the larger of both directions."""
+    reach = math.ceil(40 * sigma + order * max(moved))
+    line = np.arange(-reach, reach + 1, dtype=np.float64)
+    axes = np.meshgrid(*([line] * len(moved)), indexing="ij")
+    total = math.log(float(np.exp(-(line**2) / (2 * sigma**2)).sum())) * len(moved)
+    without = -sum(axis**2 for axis in axes) / (2 * sigma**2) - total
+    there = -sum((axis - d) ** 2 for axis, d in zip(axes, moved, strict=True)) / (2 * sigma**2) - total
+    mixed = np.logaddexp((math.log1p(-q) if q < 1 else -math.inf) + without, math.log(q) + there)
+
+    def divergence(p: np.ndarray, q: np.ndarray) -> float:
+        terms = order * p + (1 - order) * q
+        return (float(terms.max()) + math.log(float(np.exp(terms - terms.max()).sum()))) / (order - 1)
+
+    return max(divergence(mixed, without), divergence(without, mixed))
+
+
+GRIDS: list[tuple[float, float, tuple[int, ...]]] = [
+    (1.0, 0.7, (1,)),
+    (0.5, 0.4, (1,)),
+    (0.3, 1.0, (1,)),
+    (0.01, 0.3, (1,)),
+    (0.2, 20.0, (10,)),
+    (0.1, 6.0, (3, 4)),
+]
+
+
+@pytest.mark.parametrize(("q", "sigma", "moved"), GRIDS)
+def test_at_whole_orders_discrete_noise_costs_what_continuous_noise_does(q: float, sigma: float, moved: tuple[int, ...]) -> None:
+    """However coarse the grid, sampled or not; to 1e-9."""
+    z = sigma / math.hypot(*moved)
+    for order in (2.0, 3.0, 5.0, 9.0):
+        added_up = of_discrete_noise(q, sigma, moved, order)
+        assert of_continuous_noise(q, z, [order])[0] == pytest.approx(added_up, rel=1e-9)
+        assert rdp_at(DistributedStep(z, q, 1.0, honest=3), order) == pytest.approx(added_up, rel=1e-9)
+        if q == 1.0:
+            assert rdp_at(DistributedCount(z, 1.0, honest=3), order) == pytest.approx(added_up, rel=1e-9)
+            assert rdp_at(DistributedMetrics(z, 1.0, honest=3), order) == pytest.approx(added_up, rel=1e-9)
+
+
+@pytest.mark.parametrize(("q", "sigma", "moved"), GRIDS)
+def test_between_whole_orders_the_cost_is_above_that_of_discrete_noise_and_below_the_next_whole_order(
+    q: float, sigma: float, moved: tuple[int, ...]
+) -> None:
+    event = DistributedStep(sigma / math.hypot(*moved), q, 1.0, honest=3)
+    for order in (1.02, 1.1, 1.5, 2.5, 3.7, 8.9):
+        cost = rdp_at(event, order)
+        assert of_discrete_noise(q, sigma, moved, order) * (1 - 1e-9) <= cost
+        assert cost <= rdp_at(event, float(math.ceil(order))) * (1 + 1e-9)
+
+
+def test_between_whole_orders_discrete_noise_may_cost_more_than_continuous_noise() -> None:
+    """Which is why no figure for continuous noise is taken there."""
+    from common.privacy.audit.rdp_reference import rdp_of_sampled_gaussian
+
+    continuous = rdp_of_sampled_gaussian(0.3, 1.0, 1.1)
+    assert of_discrete_noise(0.3, 1.0, (1,), 1.1) > continuous * (1 + 1e-7)
+    assert rdp_at(DistributedStep(1.0, 0.3, 1.0, honest=3), 1.1) > continuous
+
+
+fractional = st.sampled_from([order for order in ORDERS if not order.is_integer()]) | st.floats(1.02, 1000).filter(
+    lambda order: not order.is_integer()
+)
+
+
+@given(st.floats(0.3, 50), fractional)
+@settings(max_examples=200, deadline=None)
+def test_where_everybody_takes_part_the_chord_is_above_the_closed_form_by_what_convexity_leaves(z: float, order: float) -> None:
+    """``(a - 1) D_a = a (a - 1) / 2z²``; its chord between a whole k and k + 1 is ``((2k)(a - k) + k(k - 1)) / 2z²``."""
+    cost = rdp_at(DistributedCount(z, 1.0, honest=2), order)
+    k = math.floor(order)
+    assert cost == pytest.approx((2 * k * (order - k) + k * (k - 1)) / (2 * z**2) / (order - 1), rel=1e-9)
+    assert cost >= order / (2 * z**2) * (1 - 1e-12)
+    assert cost == pytest.approx(rdp_at(DistributedStep(z, 1.0, 1.0, honest=2), order), rel=1e-12)
+
+
+@given(st.floats(0.3, 30), st.floats(0.001, 1), fractional)
+@settings(max_examples=100, deadline=None)
+def test_between_whole_orders_the_cost_lies_on_the_chord(z: float, q: float, order: float) -> None:
+    k = math.floor(order)
+    ends = of_continuous_noise(q, z, [float(whole) for whole in (k, k + 1) if whole > 1])
+    low, high = ((k - 1) * ends[0] if k > 1 else 0.0), k * ends[-1]
+    chord = low + (order - k) * (high - low)
+    assert rdp_at(DistributedStep(z, q, 1.0, honest=5), order) == pytest.approx(chord / (order - 1), rel=1e-9, abs=1e-15)
+
+
+@given(st.floats(0.3, 30), st.floats(0.001, 1), st.sampled_from(WHOLE_ORDERS), st.integers(1, 100))
+@settings(max_examples=100, deadline=None)
+def test_at_whole_orders_a_shared_release_costs_what_dp_accounting_says_of_the_sum(
+    z: float, q: float, order: float, honest: int
+) -> None:
+    """Whoever adds the noise; and more where it is the share of one."""
+    for event, theirs in (
+        (DistributedStep(z, q, 1.0, honest=honest), of_continuous_noise(q, z, [order])[0]),
+        (DistributedCount(z, 1.0, honest=honest), of_continuous_noise(1.0, z, [order])[0]),
+        (DistributedMetrics(z, 1.0, honest=honest), of_continuous_noise(1.0, z, [order])[0]),
+    ):
+        assert rdp_at(event, order) == pytest.approx(theirs, rel=1e-12)
+        left = rdp_at(if_others_collude(event), order)
+        assert left == rdp_at(event, order) if honest == 1 else left > rdp_at(event, order)
+    alone = of_continuous_noise(q, z / math.sqrt(honest), [order])[0]
+    assert rdp_at(if_others_collude(DistributedStep(z, q, 1.0, honest=honest)), order) == pytest.approx(alone, rel=1e-9)
+
+
+def test_orders_are_looked_for_among_whole_ones_where_a_release_is_shared() -> None:
+    assert orders_for([COUNT, steps(1)]) == ORDERS
+    assert orders_for([COUNT, shared_step(1)]) == WHOLE_ORDERS
+    sampled = [shared_step(r, 1.2, 0.05) for r in range(1, 7)]
+    assert best_order(sampled, DELTA) in WHOLE_ORDERS
+    same = [PoissonGaussianSteps(1.2, 0.05, 1, 1.0, r) for r in range(1, 7)]
+    assert best_order(same, DELTA) not in WHOLE_ORDERS, "or this test would show nothing"
+    best = min(epsilon_at(Spending(charges(*sampled)).rdp(order), order, DELTA) for order in WHOLE_ORDERS)
+    order = best_order(sampled, DELTA)
+    assert Spending(charges(*sampled)).epsilon(order, DELTA) == best == pytest.approx(epsilon(sampled, DELTA), rel=1e-9)
+
+
+def test_spending_if_others_collude_is_that_of_what_is_left() -> None:
+    spending = Spending([*charges(COUNT, SHARED_COUNT, shared_step(1)), *charges(shared_step(1), run=digest("2"), time=DAY)])
+    left = spending.if_others_collude()
+    one = rdp_at(PoissonGaussianSteps(1.0, 0.2, 1, 1.0), 4.0)  # noise of 2 from 4 honest silos
+    assert left.rdp(4.0) == pytest.approx(rdp_at(COUNT, 4.0) + 4 / (2 * 2.5**2) + 2 * one, rel=1e-12)
+    assert left.rdp(4.0, run=digest("2")) == left.rdp(4.0, day=1) == pytest.approx(one, rel=1e-12)
+    assert left.rdp(4.0) > spending.rdp(4.0)
+    assert left.runs() == spending.runs()
+    alone = Spending(charges(COUNT, steps(1)))
+    assert alone.if_others_collude().charges == alone.charges
+
+
+def test_a_budget_counts_what_the_coordinator_sees_and_one_shared_release_more_is_refused() -> None:
+    order = 5.0
+    limit = Limit("epsilon", epsilon_at(4 * rdp_at(shared_step(1), order), order, DELTA), DELTA, order)
+    spending = Spending()
+    for number in range(1, 5):
+        charge = charges(shared_step(number))[0]
+        spending.check([limit], charge)
+        spending.add(charge)
+    with pytest.raises(BudgetExhausted, match=r"epsilon: epsilon would be .* is spent"):
+        spending.check([limit], charges(shared_step(5))[0])
+    assert spending.if_others_collude().epsilon(order, DELTA) > limit.epsilon
 
 
 events = st.builds(GaussianCount, st.floats(0.3, 20), st.just(1.0)) | st.builds(

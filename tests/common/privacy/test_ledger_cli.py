@@ -15,7 +15,7 @@ from common.privacy.entries import read_export
 from common.privacy.ledger import Ledger, read_ledger
 from common.privacy.ledger_cli import KEY, LEDGER, ledger_app
 from common.privacy.signing import create_key, fingerprint, load_key
-from tests.common.privacy.ledgers import COUNT, RUN, asks, digest, full_ledger, policy, steps
+from tests.common.privacy.ledgers import COUNT, RUN, SHARED_COUNT, asks, digest, full_ledger, policy, shared_step, steps
 
 
 @pytest.fixture
@@ -148,6 +148,51 @@ def test_show_tells_a_program_the_same(capsys: pytest.CaptureFixture[str], state
     assert facts["last"] == [chain.entries[-1].body]
     assert facts["open_reservations"] == [3]
     assert facts["head"] == chain.head
+
+
+@pytest.fixture
+def shared(folder: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A silo's folder with three releases, two of them sums over silos."""
+    written(folder / "shared.toml", coordinators=("any",), modes=("silo", "distributed"), max_honest_silos=4)
+    place = folder / "shared"
+    assert run(capsys, "init", str(place), "--policy", str(folder / "shared.toml"))[0] == 0
+    ledger = Ledger.open(place / LEDGER, load_key(place / KEY))
+    ledger.reserve(asks(SHARED_COUNT), digest("count"))
+    ledger.reserve(asks(shared_step(1)), digest("round 1"))
+    ledger.reserve(asks(steps(1), run=digest("another run")), digest("another"))
+    return place
+
+
+def test_show_tells_what_is_left_if_all_other_silos_collude(
+    capsys: pytest.CaptureFixture[str], shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    status, out, _ = run(capsys, "show", str(shared), "--tighter")
+    assert status == 0
+    spending = read_ledger(shared / LEDGER).spending()
+    seen, left = spending.epsilon(4.0, 1e-5), spending.if_others_collude().epsilon(4.0, 1e-5)
+    assert left > seen
+    told = " ".join(out.split())
+    for said in (
+        f"epsilon {seen:.4g} (", "against whoever sees the sums over silos",
+        f"epsilon {left:.4g}, by this silo's own noise alone", "the budget counts on up to 4 honest silos in every sum",
+        f"epsilon {8 - seen:.4g}",
+        "distributed-step of 4 honest silos", "max_honest_silos = 4", "; if others collude, epsilon ",
+    ):  # fmt: skip
+        assert said in told
+    facts = json.loads(run(capsys, "show", str(shared), "--json", "--tighter")[1])
+    spent, runs = facts["spent"], facts["runs"]
+    assert (spent["epsilon"], spent["epsilon_if_others_collude"], spent["honest_silos"]) == (seen, left, 4)
+    assert spent["left"] == 8 - seen, "the budget counts the first figure"
+    assert spent["pld"] < spent["pld_if_others_collude"] < spent["best_rdp_if_others_collude"] <= left
+    other = digest("another run")
+    assert runs[RUN]["epsilon_if_others_collude"] > runs[RUN]["epsilon"]
+    assert runs[other]["epsilon_if_others_collude"] == runs[other]["epsilon"]
+
+
+def test_show_says_nothing_of_collusion_where_nothing_is_shared(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    assert "collude" not in run(capsys, "show", str(state), "--tighter")[1]
+    assert "collude" not in run(capsys, "show", str(state), "--tighter", "--json")[1]
 
 
 def test_show_of_a_ledger_without_limit_is_json_too(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -25,6 +25,7 @@ from tests.common.privacy.ledgers import (
     COORDINATOR,
     DAY,
     RUN,
+    SHARED_COUNT,
     SILO,
     Clock,
     asks,
@@ -32,6 +33,7 @@ from tests.common.privacy.ledgers import (
     policy,
     quick_folder,
     rows,
+    shared_step,
     steps,
 )
 
@@ -49,6 +51,8 @@ EVENTS: list[Event] = [
     GaussianCount(2.0, 1.0),
     GaussianMetrics(8.0, 1.0, 1),
     *(steps(r, sigma, q, n) for r in (1, 2, 7) for sigma in (0.6, 1.0, 2.0, 4.0) for q in (0.05, 0.2, 1.0) for n in (1, 4)),
+    SHARED_COUNT,
+    *(shared_step(r, sigma, q, honest) for r in (1, 2) for sigma in (0.6, 2.0, 4.0) for q in (0.05, 1.0) for honest in (1, 3, 9)),
     Unprotected("update", 1),
 ]
 STRANGER = digest("stranger")
@@ -71,6 +75,8 @@ class Oracle:
             and getattr(event, "noise_multiplier", 1e9) >= limits.min_noise_multiplier
             and getattr(event, "sampling_probability", 0) <= limits.max_sampling_probability
             and getattr(event, "steps", 0) <= (limits.max_steps_per_round or 10**9)
+            and getattr(event, "honest", 0) <= (limits.max_honest_silos or 10**9)
+            and (not hasattr(event, "honest") or event.noise_multiplier**2 / event.honest >= limits.min_share_noise_multiplier**2)
         )
 
     def epsilons(self, charged: list[tuple[str, int, Event]], run: str, day: int) -> list[tuple[float, float]]:
@@ -105,6 +111,8 @@ sequences = st.fixed_dictionaries(
         "max_rounds_per_run": st.sampled_from([None, 5]),
         "declared_users": st.sampled_from([None, 900]),
         "modes": st.sampled_from([("silo",), ("silo", "none"), ("silo", "distributed")]),
+        "max_honest_silos": st.sampled_from([None, 3]),
+        "min_share_noise_multiplier": st.sampled_from([0.0, 0.7]),
         "coordinators": st.sampled_from([("any",), (COORDINATOR.public_key,)]),
     }
 )
@@ -114,7 +122,6 @@ questions = st.fixed_dictionaries(
         "run": st.sampled_from([RUN, digest("2"), digest("3")]),
         "coordinator": st.sampled_from([COORDINATOR.public_key] * 6 + ["", STRANGER]),
         "declared_users": st.sampled_from([900] * 6 + [800, None]),
-        "distributed": st.sampled_from([False] * 6 + [True]),
         "wait": st.sampled_from([0.0] * 6 + [60.0, DAY / 2, DAY]),
         "times": st.sampled_from([1, 1, 1, 2, 4]),  # replays
         "commit": st.booleans(),
@@ -138,9 +145,8 @@ def test_no_sequence_of_questions_passes_a_limit_and_none_is_refused_without_rea
             if one["reopen"]:
                 ledger = Ledger.open(ledger.path, SILO, clock=clock)
             event = one["event"]
-            mode = "none" if isinstance(event, Unprotected) else "distributed" if one["distributed"] else "silo"
             said = {name: one[name] for name in ("run", "coordinator", "declared_users")}
-            proposal = asks(event, mode=mode, **said)
+            proposal = asks(event, **({"mode": "none"} if isinstance(event, Unprotected) else {}), **said)
             for _ in range(one["times"]):
                 _ask(ledger, oracle, proposal, int(clock.now // DAY), commit=one["commit"])
         chain = read_export(ledger.export())

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, PolicyRefused, PrivacyError
-from common.privacy.events import GaussianMetrics, Unprotected
+from common.privacy.events import DistributedCount, DistributedMetrics, GaussianMetrics, Unprotected
 from common.privacy.filter import ORDERS, order_for
 from common.privacy.policy import Policy, Proposal, policy_from_dict, read_policy
-from tests.common.privacy.ledgers import AUDITOR, COORDINATOR, COUNT, RUN, asks, digest, policy, steps
+from tests.common.privacy.ledgers import AUDITOR, COORDINATOR, COUNT, RUN, asks, digest, policy, shared_step, steps
 
 FILE = """
 silo = "north"
@@ -69,6 +69,8 @@ policies = st.builds(
     epsilon_per_day=st.none() | st.floats(0.5, 100),
     modes=st.sampled_from([("silo",), ("silo", "none"), ("distributed", "silo"), ("none",)]),
     min_noise_multiplier=st.floats(0, 10),
+    min_share_noise_multiplier=st.floats(0, 10),
+    max_honest_silos=st.none() | st.integers(1, 100),
     max_sampling_probability=st.floats(0.001, 1),
     max_steps_per_round=st.none() | st.integers(1, 1000),
     max_rounds_per_run=st.none() | st.integers(1, 1000),
@@ -109,6 +111,8 @@ def test_the_file_that_is_written_can_be_read(tmp_path: Path) -> None:
         ("max_sampling_probability = 1.5", "max_sampling_probability = 1.5: input should be less than or equal to 1"),
         ("max_steps_per_round = 0", "max_steps_per_round = 0: "),
         ("max_rounds_per_run = 2.5", "max_rounds_per_run = 2.5: "),
+        ("max_honest_silos = 0", "max_honest_silos = 0: input should be greater than or equal to 1"),
+        ("min_share_noise_multiplier = -0.1", "min_share_noise_multiplier = -0.1: input should be greater than or equal to 0"),
         ('coordinators = ["all"]', "'all' is neither a public key"),
         (f'coordinators = ["{"A" * 64}"]', "is neither a public key"),
         ('silo = ""', "silo = '': "),
@@ -200,7 +204,7 @@ STRANGER = digest("no coordinator")
         (asks(steps(1)), "declared_users: the question says None, the policy says 900"),
         (asks(steps(1), declared_users=900, coordinator=STRANGER), f"coordinators: coordinator {STRANGER} is not among"),
         (asks(steps(1), declared_users=900, coordinator=""), "coordinators: an unsigned question is not among"),
-        (asks(steps(1), declared_users=900, mode="distributed"), "modes: mode 'distributed' was asked for, .* allows silo"),
+        (asks(shared_step(1), declared_users=900), "modes: mode 'distributed' was asked for, .* allows silo"),
         (asks(Unprotected("update", 1), declared_users=900, mode="none"), "modes: mode 'none' was asked for"),
     ],
 )
@@ -215,6 +219,45 @@ def test_what_just_meets_every_limit_is_allowed() -> None:
     strict.check(asks(COUNT, declared_users=900))
     policy(**STRICT, modes=("none",), epsilon=8.0).resolved()
     policy(modes=("none",)).check(asks(Unprotected("update", 1), mode="none"))
+
+
+SHARING: dict[str, Any] = {
+    **STRICT, "modes": ("silo", "distributed"), "min_share_noise_multiplier": 0.5, "max_honest_silos": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("proposal", "said"),
+    [
+        (asks(shared_step(1, honest=5), declared_users=900), "max_honest_silos: noise .* honest silos: 5 .* allows 4 at most"),
+        (
+            asks(shared_step(1, 0.99), declared_users=900),
+            "min_share_noise_multiplier: a noise multiplier of 0.99 from 4 honest silos is 0.495 of this silo's own, .* 0.5 and",
+        ),
+        (asks(DistributedMetrics(0.98, 1.0, honest=4), declared_users=900), "min_share_noise_multiplier: .* 0.49 of this"),
+        (asks(DistributedCount(0.98, 1.0, honest=4), declared_users=900), "min_share_noise_multiplier: .* 0.49 of this"),
+        (asks(shared_step(1, 0.79, honest=1), declared_users=900), "min_noise_multiplier: a noise multiplier of 0.79"),
+        (asks(shared_step(1, sampling_probability=0.26), declared_users=900), "max_sampling_probability: .* 0.26 .* allows 0.25"),
+        (asks(shared_step(21), declared_users=900), "max_rounds_per_run: round 21 .* allows 20"),
+    ],
+)
+def test_an_operator_bounds_how_far_a_silo_relies_on_others(proposal: Proposal, said: str) -> None:
+    with pytest.raises(PolicyRefused, match=said):
+        policy(**SHARING).check(proposal)
+
+
+def test_what_just_meets_the_bounds_on_sharing_is_allowed_and_they_bind_no_other_mode() -> None:
+    sharing = policy(**SHARING)
+    sharing.check(asks(shared_step(20, 1.0, 0.25, honest=4), declared_users=900))
+    sharing.check(asks(DistributedCount(0.8, 1.0, honest=2), declared_users=900))
+    policy(**{**SHARING, "min_noise_multiplier": 0.0, "max_honest_silos": 1}).check(asks(steps(1, 0.1), declared_users=900))
+    policy(modes=("distributed",)).check(asks(shared_step(1, 0.01, honest=10**6)))
+
+
+def test_a_policy_of_before_mode_distributed_was_known_is_read_and_means_the_same() -> None:
+    before = {key: value for key, value in policy().to_dict().items() if "honest" not in key and "share" not in key}
+    assert len(before) == len(policy().to_dict()) - 2
+    assert policy_from_dict(before) == policy()
 
 
 def test_any_admits_everybody_and_only_when_said() -> None:
@@ -233,6 +276,7 @@ def test_any_admits_everybody_and_only_when_said() -> None:
         ({"coordinator": "abc"}, "coordinator = 'abc'"),
         ({"round": 2}, "round = 2, but the event is of round 1"),
         ({"mode": "none"}, "mode = 'none' does not go with a release of kind 'poisson-gaussian-steps'"),
+        ({"mode": "distributed"}, "mode = 'distributed' does not go with a release of kind 'poisson-gaussian-steps'"),
     ],
 )
 def test_a_question_that_contradicts_itself_cannot_be_asked(changes: dict[str, Any], said: str) -> None:
@@ -240,3 +284,6 @@ def test_a_question_that_contradicts_itself_cannot_be_asked(changes: dict[str, A
         asks(steps(1), **changes)
     with pytest.raises(PrivacyError, match="does not go with a release of kind 'unprotected'"):
         asks(Unprotected("update", 1))
+    for mode in ("silo", "none"):
+        with pytest.raises(PrivacyError, match=f"mode = '{mode}' does not go with a release of kind 'distributed-step'"):
+            asks(shared_step(1), mode=mode)

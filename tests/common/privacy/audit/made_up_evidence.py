@@ -23,10 +23,14 @@ from common.privacy.policy import Policy
 from common.privacy.signing import SigningKey
 from common.privacy.transcript import Transcript
 from common.protocol import COUNT, TRAIN, config_hash
+from common.secagg.context import RoundContext
+from common.secagg.messages import round_id, survivors_statement
 from tests.common.privacy.ledgers import COORDINATOR, digest, key_of
 
 DECLARED = (100, 80)
+SHARING = (100, 80, 120, 90)  # of silos that add up
 ROUNDS = 3
+NAMES = ("north", "south", "east", "west")
 NOTHING = "0" * 64
 
 spent = lru_cache(epsilon)
@@ -46,6 +50,20 @@ def configuration(**settings: Any) -> Config:
             "federation.coordinator": COORDINATOR.public_key,
         },
         {key.replace("__", "."): value for key, value in settings.items()},
+    )
+
+
+def sharing(**settings: Any) -> Config:
+    """Mode ``distributed`` of four silos: three at least in a sum, of which one may collude, so two are counted on."""
+    return configuration(
+        **{
+            "privacy__mode": "distributed",
+            "partition__silos": len(SHARING),
+            "federation__declared_users": list(SHARING),
+            "training__local_steps": 1,
+            "aggregation__corrupt": 0.25,
+            **settings,
+        }
     )
 
 
@@ -69,13 +87,14 @@ class Book:
 
     def reserve(self, run: str, action: str, event: Event, question: str, **said: Any) -> int:
         """With the right running total, unless ``said`` has another; the ``seq``."""
+        values = {"coordinator": COORDINATOR.public_key, "mode": "silo", "declared_users": None, **said}
         if "epsilon" not in said:
+            mode = values["mode"]
             charge = charge_of(
-                self.entries[-1], Reservation(run, "", "silo", None, action, event.round, question, event_to_dict(event), 0.0)
+                self.entries[-1], Reservation(run, "", mode, None, action, event.round, question, event_to_dict(event), 0.0)
             )
             total = self.spending.epsilon_after(charge, self.policy.order or 0.0, self.policy.delta)
-            said["epsilon"] = None if total == float("inf") else total
-        values = {"coordinator": COORDINATOR.public_key, "mode": "silo", "declared_users": None, **said}
+            values["epsilon"] = None if total == float("inf") else total
         event_dict = event_to_dict(event)
         return self.add(Reservation(run=run, action=action, round=event.round, question=question, event=event_dict, **values))
 
@@ -129,15 +148,18 @@ class Federation:
     recorded: Callable[[int, Event], float | None] = lambda silo, event: None
     paid: Callable[[int, str, int], tuple[bool, bool]] = lambda silo, action, number: (True, True)
     policy_epsilon: float | None = None
-    modes: tuple[Any, ...] = ("silo",)
+    modes: tuple[Any, ...] = ()
     said: dict[str, Any] = field(default_factory=dict)
     books: list[Book] = field(init=False)
     answers: list[Answer] = field(init=False)
 
     def __post_init__(self) -> None:
         self.run = config_hash(self.config)
-        self.plan: PrivacyPlan = plan_for(self.config, DECLARED[0], min(DECLARED))
-        self.books = [Book(name, self.policy(name)) for name in ("north", "south")]
+        self.declared = self.config.federation.declared_users
+        self.modes = self.modes or (self.config.privacy.mode,)
+        self.said = {"mode": self.config.privacy.mode, **self.said}
+        self.plan: PrivacyPlan = plan_for(self.config, self.declared[0], min(self.declared))
+        self.books = [Book(name, self.policy(name)) for name in NAMES[: len(self.declared)]]
         self.answers = []
         for action, event in [
             (COUNT, self.plan.count_event()),
@@ -161,7 +183,7 @@ class Federation:
         answer = digest(f"{silo} {action} {event.round}")
         reserves, commits = self.paid(silo, action, event.round)
         if reserves:
-            said: dict[str, Any] = {"declared_users": DECLARED[silo], **self.said}
+            said: dict[str, Any] = {"declared_users": self.declared[silo], **self.said}
             if (total := self.recorded(silo, event)) is not None:
                 said["epsilon"] = total
             seq = self.books[silo].reserve(self.run, action, self.charged(silo, action, event), question, **said)
@@ -188,18 +210,41 @@ class Federation:
     def result(self, **changes: Any) -> dict[str, Any]:
         """What ``result.json`` says of privacy."""
         events, delta = self.plan.all_events(), self.plan.delta
-        rdp, pld = spent(tuple(events), delta), spent(tuple(events), delta, "pld")
-        silos = [{"name": book.chain.silo, "epsilon": rdp, "epsilon_pld": pld} for book in self.books]
-        told = {
-            "schema": 1,
-            "mode": "silo",
-            "epsilon": rdp,
-            "epsilon_pld": pld,
-            "delta": delta,
-            "silos": silos,
-            "name": "made-up",
-        }
+        figures = {"epsilon": spent(tuple(events), delta), "epsilon_pld": spent(tuple(events), delta, "pld")}
+        counted_on = {}
+        if self.plan.honest:
+            left = tuple(self.plan.collusion_events())
+            figures["epsilon_if_others_collude"] = spent(left, delta)
+            figures["epsilon_pld_if_others_collude"] = spent(left, delta, "pld")
+            counted_on = {"honest_silos": self.plan.honest}
+        silos = [{"name": book.chain.silo, **figures} for book in self.books]
+        told = {"schema": 1, "mode": self.plan.mode, "delta": delta, "silos": silos, "name": "made-up", **figures, **counted_on}
         return {**told, **changes}
+
+    def sums(self) -> list[dict[str, Any]]:
+        """What the coordinator notes of each secure sum, which all silos were in and signed."""
+        if not self.config.is_secure:
+            return []
+        everybody, graph = range(len(self.books)), bytes.fromhex(digest("graph"))
+        found = []
+        for action, number, question in dict.fromkeys((a.action, a.round, a.question) for a in self.answers):
+            nonce = bytes.fromhex(digest(f"nonce of {action} {number}"))
+            context = RoundContext(self.run, round_id(nonce, question))
+            statement = survivors_statement(context, graph, everybody)
+            found.append(
+                {
+                    "action": action,
+                    "round": number,
+                    "question": question,
+                    "nonce": nonce.hex(),
+                    "advertised": list(everybody),
+                    "graph": graph.hex(),
+                    "survivors": list(everybody),
+                    "signatures": {str(silo): self.books[silo].key.sign(statement).hex() for silo in everybody},
+                    "outcome": "sum",
+                }
+            )
+        return found
 
     def write(
         self,
@@ -219,14 +264,18 @@ class Federation:
         if "config" in only:
             (folder / "config.toml").write_text(to_toml(config or self.config))
         if "transcript" in only:
-            write_transcript(folder / "transcript.jsonl", facts or self.facts(), self.answers, resumed_with)
+            write_transcript(folder / "transcript.jsonl", facts or self.facts(), self.answers, resumed_with, self.sums())
         if result is not None:
             (folder / "result.json").write_text(json.dumps(result))
         return folder
 
 
 def write_transcript(
-    path: Path, facts: dict[str, Any], answers: Sequence[Answer], resumed_with: dict[str, Any] | None = None
+    path: Path,
+    facts: dict[str, Any],
+    answers: Sequence[Answer],
+    resumed_with: dict[str, Any] | None = None,
+    sums: Sequence[dict[str, Any]] = (),
 ) -> None:
     """As a coordinator writes it; ``resumed_with`` are the facts of a second start before the last answer."""
     transcript = Transcript(path, facts, clock=lambda: 1_750_000_000.0)
@@ -234,3 +283,5 @@ def write_transcript(
         if resumed_with is not None and place == len(answers) - 1:
             transcript = Transcript(path, resumed_with, clock=lambda: 1_750_000_000.0)
         transcript.record(answer.action, answer.round, answer.question, {answer.silo: answer.answer}, {})
+    for one in sums:
+        transcript.record_sum(one)

@@ -28,7 +28,16 @@ from scipy import special, stats
 from common.errors import PrivacyError
 from common.privacy import accountant
 from common.privacy.audit import rdp_reference as reference
-from common.privacy.events import Event, GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected
+from common.privacy.events import (
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+)
 
 PROBABILITIES = (1e-4, 1e-3, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0)
 NOISES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
@@ -264,3 +273,48 @@ print(rdp_reference.epsilon_and_order([PoissonGaussianSteps(1.5, 0.1, 7, 1.0)], 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "8.0", done.stderr
+
+
+SHARED: tuple[Event, ...] = (
+    DistributedCount(5.0, 1.0, honest=3),
+    *(DistributedStep(2.0, 0.2, 1.0, r, honest=3) for r in range(1, 5)),
+    DistributedMetrics(7.0, 1.4, 4, honest=3),
+)
+
+
+def test_mechanisms_of_mode_distributed_are_those_of_the_sums() -> None:
+    assert reference.mechanisms(SHARED) == {(1.0, 5.0): 1, (0.2, 2.0): 4, (1.0, 7.0): 1}
+
+
+@pytest.mark.parametrize("order", [2, 3, 8, 32])
+def test_at_whole_orders_shared_releases_cost_the_closed_sums(order: int) -> None:
+    closed = order * (1 / 5.0**2 + 1 / 7.0**2) / 2 + 4 * reference.rdp_by_binomial_sum(0.2, 2.0, order)
+    assert reference.rdp_of_events(SHARED, order) == pytest.approx(closed, rel=1e-10)
+    assert reference.rdp_of_events(SHARED, float(order)) == pytest.approx(closed, rel=1e-10)
+
+
+@pytest.mark.parametrize("order", [1.02, 1.5, 2.5, 3.7, 10.9, 100.5])
+def test_between_whole_orders_shared_releases_cost_the_chord_and_others_what_they_did(order: int) -> None:
+    k = math.floor(order)
+    ends = [(k - 1) * reference.rdp_of_events(SHARED, k) if k > 1 else 0.0, k * reference.rdp_of_events(SHARED, k + 1)]
+    chord = ((k + 1 - order) * ends[0] + (order - k) * ends[1]) / (order - 1)
+    assert reference.rdp_of_events(SHARED, order) == pytest.approx(chord, rel=1e-12)
+    continuous: list[Event] = [GaussianCount(5.0, 1.0), PoissonGaussianSteps(2.0, 0.2, 4, 1.0), GaussianMetrics(7.0, 1.4, 4)]
+    assert reference.rdp_of_events(SHARED, order) > reference.rdp_of_events(continuous, order)
+    both = reference.rdp_of_events([*SHARED, *continuous], order)
+    assert both == pytest.approx(chord + reference.rdp_of_events(continuous, order), rel=1e-12)
+
+
+@given(st.floats(1.02, 60), st.floats(0.3, 20), st.floats(0.001, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_the_filter_charges_shared_releases_as_the_reference_does(order: float, sigma: float, q: float) -> None:
+    """Two implementations, of which one integrates and the other adds up binomials; whole orders and between."""
+    from common.privacy.filter import rdp_at
+
+    for at in (order, float(round(order) + 1)):
+        for event in (DistributedStep(sigma, q, 1.0, honest=2), DistributedCount(sigma, 1.0, honest=2)):
+            assert rdp_at(event, at) == pytest.approx(reference.rdp_of_events([event], at), rel=1e-3, abs=1e-9)
+
+
+def test_without_protection_shared_releases_help_nothing() -> None:
+    assert reference.rdp_of_events([*SHARED, Unprotected("update", 1)], 2.5) == math.inf

@@ -12,11 +12,20 @@ from typing import Any
 import pytest
 
 from common.errors import PrivacyError
-from common.privacy.accountant import epsilon
+from common.privacy.accountant import epsilon, epsilon_if_others_collude
 from common.privacy.audit import rdp_reference
 from common.privacy.audit import recompute as module
-from common.privacy.audit.recompute import Figure, Recomputed, Rule, recompute
-from common.privacy.events import Event, GaussianCount, GaussianMetrics, PoissonGaussianSteps, Unprotected
+from common.privacy.audit.recompute import Figure, Recomputed, Rule, recompute, recompute_if_others_collude
+from common.privacy.events import (
+    DistributedCount,
+    DistributedMetrics,
+    DistributedStep,
+    Event,
+    GaussianCount,
+    GaussianMetrics,
+    PoissonGaussianSteps,
+    Unprotected,
+)
 from common.privacy.plan import PrivacyPlan, plan_for
 from simulations.scenario import load_scenario
 
@@ -134,6 +143,81 @@ def test_two_hundred_mixed_releases_take_less_than_half_a_minute() -> None:
     began = time.process_time()
     check_acceptance(recompute(events, 1e-5))
     assert time.process_time() - began < 30
+
+
+# Mode distributed
+
+SHARED: tuple[Event, ...] = (
+    DistributedCount(8.0, 1.0, honest=3),
+    *(DistributedStep(2.0, 0.1, 1.0, r, honest=3) for r in range(1, 21)),
+    DistributedMetrics(10.0, 1.4, 4, honest=3),
+)
+
+
+def test_all_accountants_agree_on_shared_releases_and_on_what_is_left_of_them() -> None:
+    seen, left = recompute(SHARED, 1e-5), recompute_if_others_collude(SHARED, 1e-5)
+    assert left is not None
+    for found in (seen, left):
+        check_acceptance(found)
+        assert outcomes(found) == ALL_HOLD
+        for name in ("rdp", "reference"):
+            order = found.figures[name].order
+            assert order is not None
+            assert order.is_integer()
+    assert seen.figures["rdp"].epsilon == epsilon(SHARED, 1e-5)
+    assert left.figures["rdp"].epsilon == epsilon_if_others_collude(SHARED, 1e-5)
+    for name in ("rdp", "reference", "pld", "prv"):
+        assert left.figures[name].low >= 0
+        assert left.figures[name].high > 1.5 * seen.figures[name].high
+
+
+def test_the_figures_of_shared_releases_are_those_of_continuous_noise_at_whole_orders() -> None:
+    same = (
+        GaussianCount(8.0, 1.0),
+        *(PoissonGaussianSteps(2.0, 0.1, 1, 1.0, r) for r in range(1, 21)),
+        GaussianMetrics(10.0, 1.4, 4),
+    )
+    shared, continuous = recompute(SHARED, 1e-5), recompute(same, 1e-5)
+    for name in ("pld", "prv"):
+        assert shared.figures[name].epsilon == pytest.approx(continuous.figures[name].epsilon, rel=1e-6)
+    whole = [float(order) for order in range(2, 64)]
+    assert shared.figures["rdp"].epsilon == module.rdp_figure(same, 1e-5, whole).epsilon
+    assert shared.figures["reference"].epsilon == pytest.approx(module.reference_figure(same, 1e-5, whole).epsilon, rel=1e-9)
+
+
+def test_nothing_depends_on_other_silos_in_other_modes() -> None:
+    assert recompute_if_others_collude(MIXED, 1e-5) is None
+    assert recompute_if_others_collude([], 1e-5) is None
+    mixed = recompute_if_others_collude([MIXED[0], SHARED[1]], 1e-5)
+    assert mixed is not None
+    assert mixed.releases == 2
+
+
+def test_an_accountant_that_counts_the_noise_of_a_sum_as_one_silos_own_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure for colluding silos is wrong by too little cost, in one accountant."""
+    real = module.pld_figure
+    full = {(q, sigma * 3**0.5): times for (q, sigma), times in rdp_reference.mechanisms(
+        [event.if_others_collude() for event in SHARED]  # type: ignore[union-attr]
+    ).items()}  # fmt: skip
+    monkeypatch.setattr(module, "pld_figure", lambda _, *rest, **named: real(full, *rest, **named))
+    left = recompute_if_others_collude(SHARED, 1e-5)
+    assert left is not None
+    assert not left.holds
+    assert rule(left, "tight accountants agree").outcome == "differs"
+
+
+def test_an_accountant_of_shared_releases_at_orders_between_whole_ones_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if noise were continuous: its figure is lower than what is known of discrete noise."""
+    sampled = [DistributedStep(0.8, 0.3, 1.0, r, honest=3) for r in range(1, 4)]
+    found = recompute(sampled, 1e-3)
+    assert found.holds
+    same = [PoissonGaussianSteps(0.8, 0.3, 3, 1.0)]
+    lower = replace(found.figures["rdp"], epsilon=module.reference_figure(same, 1e-3).high, high=0.0)
+    assert lower.epsilon is not None
+    assert found.figures["rdp"].epsilon is not None
+    assert lower.epsilon < found.figures["rdp"].epsilon * 0.999
+    monkeypatch.setattr(module, "rdp_figure", lambda *_, **__: replace(lower, high=lower.epsilon))
+    assert rule(recompute(sampled, 1e-3), "reference agrees with rdp").outcome == "differs"
 
 
 # Special lists

@@ -17,14 +17,14 @@ from common.privacy.audit.check import Check
 from common.privacy.audit.evidence import load_evidence
 from common.privacy.audit.verify import Verified, verify
 from common.privacy.entry import countersign
-from common.privacy.events import Event, PoissonGaussianSteps
+from common.privacy.events import Distributed, Event, PoissonGaussianSteps, if_others_collude
 from common.protocol import COUNT, TRAIN
-from tests.common.privacy.audit.made_up_evidence import DECLARED, ROUNDS, Answer, Book, Federation, configuration
+from tests.common.privacy.audit.made_up_evidence import DECLARED, ROUNDS, Answer, Book, Federation, configuration, sharing
 from tests.common.privacy.ledgers import AUDITOR, digest, key_of
 
 CHECKS = (
     "chain", "copies", "countersignatures", "policy", "totals", "configuration", "transcript", "declared users", "coordinator",
-    "answers", "places", "open", "plan", "covered", "budget", "claims",
+    "answers", "places", "open", "sums", "plan", "covered", "budget", "claims",
 )  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def test_evidence_in_order_passes_every_check(tmp_path):
         book.countersign(AUDITOR)
     verified = audit(federation.write(tmp_path, result=federation.result()))
     assert [check.name for check in verified.checks] == list(CHECKS)
-    assert {check.name: check.outcome for check in verified.checks} == dict.fromkeys(CHECKS, "holds")
+    plain = {"sums": "not applicable"}  # two silos cannot hide in each other's sum
+    assert {check.name: check.outcome for check in verified.checks} == dict.fromkeys(CHECKS, "holds") | plain
     assert verified.holds
     assert [ledger["place"] for ledger in verified.ledgers] == [0, 1]
     assert json.loads(json.dumps(verified.as_dict(), allow_nan=False))["holds"]
@@ -61,7 +62,7 @@ def test_what_is_not_there_is_not_applicable_and_says_why(tmp_path):
     assert verified.holds
     assert {check.name for check in verified.skipped} == {
         "countersignatures", "configuration", "transcript", "declared users", "coordinator", "answers", "places", "plan",
-        "covered", "budget", "claims",
+        "covered", "budget", "claims", "sums",
     }  # fmt: skip
     assert all(check.evidence for check in verified.skipped)
 
@@ -480,3 +481,109 @@ def test_every_check_says_what_it_rests_on(tmp_path):
     for check in told.values():
         assert check.statement.endswith(".")
         assert len(check.evidence) > 3
+
+
+# Mode distributed
+
+
+def test_a_run_of_mode_distributed_passes_every_check(tmp_path):
+    federation = Federation(config=sharing())
+    for book in federation.books:
+        book.countersign(AUDITOR)
+    verified = audit(federation.write(tmp_path, result=federation.result()))
+    assert {check.name: check.outcome for check in verified.checks} == dict.fromkeys(CHECKS, "holds")
+    assert "noise of a sum with 2 honest silos in it" in verified.check("plan").evidence
+    assert "1 step in each of 3 rounds" in verified.check("plan").evidence
+    assert "epsilon_if_others_collude" in verified.check("claims").evidence
+
+
+@pytest.mark.parametrize("claimed", [3, 4, 1])
+def test_a_ledger_that_counts_on_other_honest_silos_than_the_configuration_gives_is_found(tmp_path, claimed):
+    def charged(silo: int, action: str, event: Event) -> Event:
+        assert isinstance(event, Distributed)
+        return replace(event, honest=claimed) if silo == 1 and event.round in (0, 2) else event  # type: ignore[type-var]
+
+    federation = Federation(config=sharing(), charged=charged)
+    found = broken(audit(federation.write(tmp_path)))
+    assert set(found) == {"plan"}, "the coordinator's figure does not depend on it"
+    assert entries(found["plan"], "south.jsonl") == [federation.seq(1, 0), federation.seq(1, 2)]
+    assert f"honest = {claimed} is charged, the plan demands 2" in words(found["plan"])
+
+
+def test_a_configuration_that_counts_on_more_honest_silos_is_another_run(tmp_path):
+    federation = Federation(config=sharing())
+    changed = load(to_dict(federation.config), {"aggregation.corrupt": 0.0})
+    assert set(broken(audit(federation.write(tmp_path, config=changed)))) == {"configuration"}
+
+
+def test_noise_of_one_silos_own_that_is_charged_as_shared_is_found(tmp_path):
+    """Mode silo's releases in a run of mode distributed, and the other way round."""
+
+    def charged(silo: int, action: str, event: Event) -> Event:
+        return PoissonGaussianSteps(9.0, 0.25, 1, 1.0, event.round) if action == TRAIN and event.round == 1 else event
+
+    federation = Federation(config=sharing(), charged=charged, policy_epsilon=100.0)
+    found = broken(audit(federation.write(tmp_path / "shared")))
+    assert "it charges poisson-gaussian-steps, the plan demands distributed-step" in words(found["plan"])
+    assert "does not go with a release of kind" in words(found["policy"])
+    federation = Federation(charged=lambda s, a, e: Federation(config=sharing()).plan.train_event(1) if e.round == 1 else e)
+    found = broken(audit(federation.write(tmp_path / "alone")))
+    assert "it charges distributed-step, the plan demands poisson-gaussian-steps" in words(found["plan"])
+
+
+def test_a_policy_that_allows_fewer_honest_silos_is_found_to_be_passed(tmp_path):
+    federation = Federation(config=sharing())
+    book = federation.books[0]
+    book.amend(book.policy.model_copy(update={"max_honest_silos": 1, "epsilon": 100.0}))
+    seq = book.reserve(digest("another run"), TRAIN, federation.plan.train_event(1), digest("q"), mode="distributed")
+    found = broken(audit(federation.write(tmp_path)))
+    assert set(found) == {"policy"}
+    assert entries(found["policy"], "north.jsonl") == [seq]
+    assert "max_honest_silos" in words(found["policy"])
+
+
+def test_misreported_noise_of_a_sum_is_found(tmp_path):
+    def charged(silo: int, action: str, event: Event) -> Event:
+        return replace(event, noise_multiplier=2 * event.noise_multiplier) if silo == 1 and event.round == 2 else event  # type: ignore
+
+    federation = Federation(config=sharing(), charged=charged)
+    found = broken(audit(federation.write(tmp_path)))
+    assert set(found) == {"plan", "covered"}
+    assert entries(found["plan"], "south.jsonl") == [federation.seq(1, 2)]
+
+
+@pytest.mark.parametrize(
+    "key", ["epsilon", "epsilon_pld", "epsilon_if_others_collude", "epsilon_pld_if_others_collude", "honest_silos", "mode"]
+)
+def test_a_result_of_mode_distributed_that_claims_otherwise_is_found(tmp_path, key):
+    federation = Federation(config=sharing())
+    told = federation.result()
+    told[key] = "silo" if key == "mode" else 3 if key == "honest_silos" else told[key] * 0.99
+    found = broken(audit(federation.write(tmp_path, result=told)))
+    assert set(found) == {"claims"}
+    assert f"result.json: {key} = " in words(found["claims"])
+
+
+def test_a_result_that_claims_too_little_of_one_silo_if_others_collude_is_found(tmp_path):
+    federation = Federation(config=sharing())
+    told = federation.result()
+    told["silos"][1]["epsilon_if_others_collude"] = told["silos"][1]["epsilon"]
+    found = broken(audit(federation.write(tmp_path, result=told)))
+    assert [named.ledger for named in found["claims"].named] == ["south.jsonl"]
+
+
+def test_what_is_charged_is_what_the_coordinator_sees_and_more_is_left_if_others_collude(tmp_path):
+    federation = Federation(config=sharing())
+    federation.write(tmp_path, result=federation.result())
+    charged = [what.released for _, what in federation.books[0].chain.reservations]
+    assert (
+        epsilon(charged, federation.plan.delta) <= 6.0 < epsilon([if_others_collude(e) for e in charged], federation.plan.delta)
+    )
+    assert "agreed 6 at delta" in audit(tmp_path).check("budget").evidence
+
+
+def test_an_epsilon_of_sums_that_starts_again_in_each_round_is_found(tmp_path):
+    federation = Federation(config=sharing(), recorded=lambda silo, event: epsilon([event], 1 / 800) if silo == 2 else None)
+    found = broken(audit(federation.write(tmp_path)))
+    assert set(found) == {"totals"}
+    assert {named.ledger for named in found["totals"].named} == {"east.jsonl"}

@@ -1,0 +1,121 @@
+"""Mode ``distributed`` beside mode ``silo``: the noise in a sum, and what it costs in quality, at the same epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import Config, load, to_dict, to_run_config
+from common.metrics import Evaluation
+from simulations.bench import Figure, register
+from simulations.watch import Watch
+
+#: Mode ``silo`` with everything else the same: one step of each silo a round, whose update is the opposite of its mean gradient.
+SAME: Mapping[str, Any] = {
+    "privacy.mode": "silo",
+    "training.optimizer": "sgd",
+    "training.learning_rate": 1.0,
+    "training.weight_decay": 0.0,
+}
+
+Seen = Callable[[int, NDArray[np.float32]], None]
+
+
+@register("distributed")
+def distributed(out: Path, watch: Watch) -> list[Figure]:
+    """Noise of a sum and NDCG@10 in modes silo and distributed, epsilon 8: 8 silos, 20,000 made-up users; some 15 minutes."""
+    from common.data.population import enrolled, load_population
+    from common.model.resident import resident
+    from simulations.evaluate import Evaluator
+    from simulations.scenario import load_scenario
+
+    watch.stage("reading data")
+    shared = enrolled(load_scenario("distributed"))
+    alone = load(to_dict(shared), SAME)
+    home = resident(shared)
+    evaluator = Evaluator(shared, load_population(shared), home.model, home.manifest)
+    figures = [
+        Figure("users", float(sum(shared.federation.declared_users)), "", "as declared"),
+        Figure("silos", float(len(shared.federation.declared_users))),
+        Figure("parameters", float(home.manifest.n_parameters)),
+    ]
+    with TemporaryDirectory(dir=out) as folder:
+        noise = {
+            mode: noise_of(config, Path(folder) / f"noise-{mode}") for mode, config in (("silo", alone), ("distributed", shared))
+        }
+        figures += [Figure(f"noise of a mean gradient, {mode}", std, "", "standard deviation") for mode, std in noise.items()]
+        figures.append(Figure("noise, silo over distributed", noise["silo"] / noise["distributed"], "times"))
+        quality: dict[str, Evaluation] = {}
+        for mode, config in (("silo", alone), ("distributed", shared)):
+            watch.stage(f"training, mode {mode}", config.federation.rounds)
+
+            def seen(number: int, vector: NDArray[np.float32]) -> None:
+                watch.step(number)
+                if number == 0 and "start" not in quality:
+                    quality["start"] = evaluator.judge(vector, "test").evaluation
+
+            vector = trained(config, Path(folder) / mode, seen)
+            quality[mode] = evaluator.judge(vector, "test").evaluation
+    k = shared.evaluation.k
+    ndcg = {name: float(evaluation.ndcg(k).mean()) for name, evaluation in quality.items()}
+    figures += [Figure(f"ndcg@{k}, {name}", value) for name, value in ndcg.items()]
+    figures.append(Figure(f"ndcg@{k}, distributed over silo", ndcg["distributed"] / ndcg["silo"], "times"))
+    return figures
+
+
+def trained(config: Config, folder: Path, seen: Seen) -> NDArray[np.float32]:
+    """The adapter after all rounds, float32 ``(n_parameters,)``; ``seen`` gets the number and the adapter of each."""
+    from server.app import start_of
+    from server.exchange import Roster
+    from server.federation import run_federation
+
+    grid, keys = _silos(config, folder)
+    roster = Roster.of(config.federation)
+    result = run_federation(
+        grid,
+        config,
+        start_of(config),
+        roster,
+        folder=folder,
+        key_roster=keys,
+        on_round=lambda report: seen(report.round, report.vector),
+    )
+    return result.vector
+
+
+def noise_of(config: Config, folder: Path) -> float:
+    """Standard deviation, over the parameters, of what the coordinator takes for the mean gradient when no silo has any user."""
+    from client.silo import Place, open_silo
+    from common.model.resident import resident
+    from common.protocol import TRAIN, AdapterRequest, config_hash
+    from server.aggregation import aggregation_of
+    from server.exchange import Exchange, Roster
+    from server.federation import pseudo_gradient
+
+    grid, keys = _silos(config, folder)
+    home, this = resident(config), config_hash(config)
+    for index in range(len(config.federation.declared_users)):
+        silo = open_silo(config, Place.of({"partition-id": index}, str(folder)))
+        silo.data = replace(silo.data, histories=(), text=(), held_out=None)
+    sums = aggregation_of(config, Exchange(grid, Roster.of(config.federation), config, this), keys, None)
+    request = AdapterRequest(config_hash=this, round=1, manifest_hash=home.manifest.hash, vector=home.start)
+    update, _ = pseudo_gradient(sums.ask(TRAIN, request, what="noise", length=len(home.start)), config)
+    return float(np.std(update))
+
+
+def _silos(config: Config, folder: Path) -> Any:
+    """A grid of simulated silos, and the roster of their keys."""
+    from client.app import app
+    from client.silo import make_simulated_roster
+    from simulations.grid import InProcessGrid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    n_silos = len(config.federation.declared_users)
+    grid = InProcessGrid(app, n_silos, to_run_config(config) | {"app.out": str(folder)})
+    return grid, make_simulated_roster(folder, n_silos) if config.is_secure else None
