@@ -246,7 +246,8 @@ class Silo:
         (value,) = fields.values()
         if self.plan.mode == "distributed":
             return value.copy()
-        weighted = value * value.dtype.type(weights_of(action, self.config)[self.place.index])
+        weight = weights_of(action, self.config)[self.place.index]
+        weighted = value if weight == 1 else value.astype(np.float64) * weight  # float32 would round once more than documented
         stream = None
         if self.plan.mode == "none":  # rounding is not secret here, and a run can be repeated
             stream = SeededStream(f"rounding/{action}/{silo_seed(self.config.run.seed, self.place.index, number)}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Config
-from common.errors import ConfigError, ErrorCode, FederationError
+from common.errors import ConfigError, ErrorCode, FederationError, SecAggError
 from common.privacy.transcript import Transcript
 from common.protocol import (
     ADVERTISE,
@@ -120,7 +120,7 @@ class SecureAggregation:
                 found = one.run()
             except FederationError as error:
                 one.note(outcome=str(error))
-                paid = one.sum.survivors and self.config.privacy.mode == "distributed"
+                paid = one.asked_for_vectors and self.config.privacy.mode == "distributed"
                 if attempt == ATTEMPTS or paid:  # new noise is a new charge: not without being told to
                     raise
                 log.warning("%s: no sum: %s; trying again under new keys", what, error)
@@ -150,17 +150,25 @@ class _Attempt:
         context = RoundContext(request.config_hash, self.question.round_id)
         self.sum = SecureSum(context, way.rules, way.roster, self.coding.dtype, length)
         self.refusals: dict[int, ErrorCode] = {}
+        self.asked_for_vectors = False
+        """Whether a silo may have given one, and paid for it: also where it never came."""
 
     def run(self) -> Sum:
         """All stages; :class:`FederationError` if too few silos are left after one of them."""
-        least = self.way.rules.least
+        least = max(self.way.rules.least, self.way.silos.quorum)
         keys = self.sum.advertised(self._stage(ADVERTISE, None, "advertisement", least))
         boxes = self.sum.shared(self._stage(SHARE, dict.fromkeys(self.sum.ads, keys), "shares", least))
+        self.asked_for_vectors = True
         for silo, words in self._stage(MASK, boxes, "masked", least).items():
-            self.sum.add(silo, words)
+            try:
+                self.sum.add(silo, words)
+            except SecAggError as error:
+                log.warning("%s, %s: silo %d is left out: %s", self.what, MASK, silo, error)
+                self.refusals[silo] = ErrorCode.INTERNAL
         survivors = self.sum.summed()
         plan = self.way.rules.plan(len(self.sum.ads))
-        signed = self._stage(SIGN, dict.fromkeys(self.sum.survivors, survivors), "signature", plan.quorum)
+        enough = max(plan.quorum, plan.threshold)  # who has not signed reveals nothing
+        signed = self._stage(SIGN, dict.fromkeys(self.sum.survivors, survivors), "signature", enough)
         quorum = self.sum.signed(signed)
         revealed = self._stage(REVEAL, dict.fromkeys(signed, quorum), "revealed", plan.threshold)
         return self._opened(self.sum.unmasked(revealed))

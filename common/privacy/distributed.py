@@ -7,12 +7,12 @@ Noise is whole, a discrete Gaussian on the steps of :class:`common.secagg.fixed_
 may be counted as that of one Gaussian with noise multiplier z. The accounting itself is in :mod:`common.privacy.accountant`.
 
 **Sensitivity.** A silo holds a sum over its users in float64, and one user moves it by at most C in L2, but for errors of the
-floating-point sum (:mod:`client.clipping`): below ``n²·2⁻⁵³·C`` for n users, so below ``2⁻²¹·C`` up to :data:`MOST_USERS`. To cut
+floating-point sum (:mod:`client.clipping`): below ``n²·2⁻⁵³·C`` for n users, so below ``2⁻¹¹·C`` up to :data:`MOST_USERS`. To cut
 each number to what the coding can hold brings no two vectors further apart. The coding rounds a number of steps a to ``⌊a + r⌋``,
 with r independent of the data, and for the same r ``|⌊a + r⌋ - ⌊b + r⌋| < |a - b| + 1``. So in L2, whatever r is, one user moves
-the words by less than ``C·scale + √d`` and the errors: beside the ``2⁻²¹·C·scale`` above, as much again is there for the coding's
+the words by less than ``C·scale + √d`` and the errors: beside the ``2⁻¹¹·C·scale`` above, as much again is there for the coding's
 cutting of a step's fraction to 62 digits, less than ``√d·2⁻⁶²``. :func:`sensitivity` gives
-``L = ⌈C·scale·(1 + 2⁻²⁰)⌉ + ⌈√d⌉`` steps.
+``L = ⌈C·scale·(1 + 2⁻¹⁰)⌉ + ⌈√d⌉`` steps.
 
 **One discrete Gaussian costs what the continuous one costs.** Let f be the density of ``N_Z(0, s²)ᵈ`` and μ a vector of whole
 numbers, by which a user moves the sum. For a whole number k
@@ -55,11 +55,11 @@ from common.errors import ConfigError, PrivacyError, SecAggError
 from common.privacy.discrete import MOST_VARIANCE, discrete_gaussian
 from common.secagg.fixed_point import Encoded, FixedPoint
 
-MOST_USERS = 2**16
+MOST_USERS = 2**21
 """Most users of one silo in one sum for which :func:`sensitivity` covers the errors of a float64 sum."""
 
-SLACK = Fraction(1, 2**20)
-"""Part of C that is added to it for errors of floating point."""
+SLACK = Fraction(1, 2**10)
+"""Part of C that is added to it for errors of floating point, so that even large silos are covered: a thousandth more noise."""
 
 TAIL = 20
 """Standard deviations of the noise of all silos that the ring has room for.

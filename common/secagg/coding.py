@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.config import Config
+from common.errors import ConfigError
 from common.privacy.plan import COUNT_MAX_NORM, METRICS_MAX_NORM, PrivacyPlan, plan_for
 from common.protocol import COUNT, METRICS, TRAIN
 from common.secagg.fixed_point import FixedPoint
@@ -38,16 +39,27 @@ def coding_of(action: str, config: Config, length: int) -> FixedPoint:
 
 
 def mechanism_of(action: str, config: Config, length: int) -> DistributedGaussian:
-    """Mode ``distributed``: the noise of which each silo adds a share, and its words."""
-    from common.privacy.distributed import DistributedGaussian
+    """Mode ``distributed``: the noise of which each silo adds a share, and its words.
 
-    plan, rules = _plan(config), Rules.of(config)
+    Raises
+    ------
+    ConfigError
+        If a silo is too large for its sum in double precision to be bounded as the mechanism needs it.
+    """
+    from common.privacy.distributed import MOST_USERS, DistributedGaussian
+
+    plan, rules, most = _plan(config), Rules.of(config), max(config.federation.declared_users)
+    if most > MOST_USERS // 2:  # what is declared may be off; half of it is room for that
+        raise ConfigError(
+            f"privacy.mode = 'distributed': a silo declares {most} users, and the sums of one silo are bounded for "
+            f"{MOST_USERS // 2} users; let it take part as several silos"
+        )
     noise_multiplier, max_norm = {
         COUNT: (plan.count_noise_multiplier, COUNT_MAX_NORM),
         METRICS: (plan.metrics_noise_multiplier, METRICS_MAX_NORM),
         TRAIN: (plan.noise_multiplier, plan.max_grad_norm),
     }[action]
-    largest = max_norm * max(config.federation.declared_users)
+    largest = max_norm * most
     return DistributedGaussian(noise_multiplier, max_norm, length, rules.silos, rules.honest, largest)
 
 

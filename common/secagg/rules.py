@@ -29,7 +29,7 @@ class Rules:
     Raises
     ------
     ConfigError
-        If there are too few silos to hide one among others.
+        If there are too few silos to hide one among others, or a share is none.
     """
 
     silos: int
@@ -42,6 +42,9 @@ class Rules:
                 f"secure aggregation hides a silo among others and needs {MIN_SILOS} of them, not {self.silos}; "
                 "take aggregation.method = 'plain'"
             )
+        for name in ("dropout", "corrupt"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: a share of the silos is from 0 and below 1, not {getattr(self, name)!r}")
         self.plan(self.silos)
 
     @classmethod
@@ -82,8 +85,8 @@ class Rules:
             found = complete(advertised, self.least, corrupt=corrupt)
             if found.quorum > self.least:
                 raise ConfigError(
-                    f"of {self.silos} silos {self.corrupted} may collude and {self.silos - self.least} vanish: the {self.least} that "
-                    f"are left are no quorum of {found.quorum}, which rules out two different sets of survivors; lower "
+                    f"of {self.silos} silos {self.corrupted} may collude and {self.silos - self.least} vanish: the {self.least} "
+                    f"left are no quorum of {found.quorum}, which rules out two different sets of survivors; lower "
                     "aggregation.dropout or aggregation.corrupt"
                 )
             return found

@@ -148,7 +148,7 @@ class MaskingSilos:
             raise Refusal(ErrorCode.BAD_REQUEST, "another question")
         if not self._silo(silo).has_masked(asked.round_id):
             value = self.vector(silo, asked.action, plain)
-            weighted = value * value.dtype.type(weights_of(asked.action, self.config)[silo])
+            weighted = value.astype(np.float64) * weights_of(asked.action, self.config)[silo]
             words = coding_of(asked.action, self.config, len(value)).encode(weighted).words
             self.words.setdefault(asked.round_id, {})[silo] = words.copy()
             self._silo(silo).mask(asked.round_id, asked.payload, words)

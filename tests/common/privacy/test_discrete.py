@@ -11,7 +11,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -60,6 +60,7 @@ def with_digits(monkeypatch: pytest.MonkeyPatch, *words: int) -> None:
 # What is computed
 
 
+@settings(deadline=None)
 @given(st.integers(1, MOST_VARIANCE), st.data())
 def test_a_number_is_kept_with_a_probability_proportional_to_its_mass(variance: int, data: st.DataObject) -> None:
     """P[U, V]·exp(-γ) is exp(-X²/(2σ²)) but for a factor that is the same for all, in fractions."""
@@ -134,6 +135,7 @@ def test_a_word_of_zeros_goes_as_far_as_its_digits_do(monkeypatch: pytest.Monkey
         assert discrete._geometric(np.array([0], dtype=np.uint64)).tolist() == [expected]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**192 - 1), st.fractions(Fraction(0), Fraction(50)))
 def test_the_second_look_compares_as_200_digits_do(digits: int, gamma: Fraction) -> None:
     everywhere, somewhere = below_exp(digits >> 128, 64, -gamma)
@@ -141,6 +143,7 @@ def test_the_second_look_compares_as_200_digits_do(digits: int, gamma: Fraction)
         assert discrete._Uniform(digits >> 128).is_below_exp(-gamma) is everywhere
 
 
+@settings(deadline=None)
 @given(st.fractions(Fraction(1, 1000), Fraction(40)), st.integers(-2, 2), st.integers(0, 2))
 def test_the_second_look_draws_as_many_digits_as_it_takes(gamma: Fraction, beside: int, words: int) -> None:
     """Numbers that share 64, 128 or 192 digits with exp(-γ), and differ in the last one or two, or not at all."""

@@ -213,6 +213,7 @@ def test_the_slack_holds_twice_the_errors_of_a_sum_over_as_many_users_as_is_said
     assert Fraction(MOST_USERS) ** 2 / 2**53 * 2 <= distributed.SLACK
 
 
+@settings(deadline=None)
 @given(
     st.floats(1e-3, 1e3),
     st.floats(1e-6, 1e6),
@@ -229,19 +230,20 @@ def test_what_a_share_is_follows_from_exact_fractions(
     step = Fraction(1, 1) / Fraction(mechanism.coding.scale)
     moved, variance = mechanism.sensitivity, mechanism.share_variance
     with mpmath.workdps(60):
-        bound = mpmath.mpf(norm) / (mpmath.mpf(step.numerator) / step.denominator) * (1 + mpmath.mpf(2) ** -20)
+        bound = mpmath.mpf(norm) / (mpmath.mpf(step.numerator) / step.denominator) * (1 + mpmath.mpf(2) ** -10)
         assert bound + mpmath.sqrt(length) <= moved < bound + mpmath.sqrt(length) + 2
     assert honest * variance >= (Fraction(multiplier) * moved) ** 2 > honest * (variance - 1)
     # Together: the noise of m honest silos is z times what one user moves, or a hair more.
     assert 2**29 <= norm * mechanism.coding.scale < 2**30
     deviation = mechanism.noise_std(honest)
     assert multiplier * norm <= deviation * (1 + 1e-12)
-    assert deviation <= multiplier * norm * (1 + 2.0**-20 + (math.sqrt(length) + 3) * 2.0**-29) * (1 + 1e-9) + float(step)
+    assert deviation <= multiplier * norm * (1 + 2.0**-10 + (math.sqrt(length) + 3) * 2.0**-29) * (1 + 1e-9) + float(step)
 
 
 # Room in the ring
 
 
+@settings(deadline=None)
 @given(
     st.floats(1e-3, 1e4),
     st.floats(1e-9, 1e18),
@@ -333,7 +335,7 @@ def test_a_sum_has_the_noise_that_is_claimed(silos: int) -> None:
     assert abs(z.sum()) / math.sqrt(n) < stats.norm.isf(RARE / 2)
     assert stats.kstest(z, stats.norm.cdf).pvalue > RARE
     assert abs(z @ values) / np.linalg.norm(values) < stats.norm.isf(RARE / 2)  # and it knows nothing of the values
-    assert USUAL.noise_std(silos) == pytest.approx(1.1 * 0.5 * math.sqrt(silos / 6), rel=1e-5)
+    assert USUAL.noise_std(silos) == pytest.approx(1.1 * 0.5 * math.sqrt(silos / 6) * (1 + 2.0**-10), rel=1e-5)
 
 
 def test_two_parts_of_the_same_values_differ_in_every_word() -> None:

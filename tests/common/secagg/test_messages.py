@@ -14,7 +14,6 @@ from common.secagg.context import MAX_SILOS, RoundContext
 from common.secagg.keys import Advertisement
 from common.secagg.messages import (
     BOX_RECORD,
-    REVEALED_RECORD,
     SIGNATURE_RECORD,
     Secret,
     pack,

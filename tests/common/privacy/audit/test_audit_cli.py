@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from common.errors import DataError, SilorecError
 from common.privacy.audit.cli import audit_app
 from tests.common.privacy.audit.made_up_attacks import made_up_attacks
-from tests.common.privacy.audit.made_up_evidence import Federation
+from tests.common.privacy.audit.made_up_evidence import Federation, sharing
 
 
 def run(*arguments: str | Path) -> Result:
@@ -127,3 +127,30 @@ def test_a_report_in_the_evidences_folder_does_not_change_the_evidence(tmp_path)
 def test_every_command_has_an_example():
     for command in ("verify", "recompute", "report"):
         assert f"Example: silorec audit {command} " in run(command, "--help").stdout.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound run of mode distributed."""
+    return Federation(config=sharing()).write(tmp_path_factory.mktemp("shared"))
+
+
+def test_recompute_of_mode_distributed_has_a_second_line_for_each_ledger(shared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run("recompute", shared)
+    assert done.exit_code == 0, done.output
+    told = json.loads(run("recompute", shared, "--json").stdout)
+    assert "RDP at whole orders" in done.stdout
+    for ledger in told["ledgers"]:
+        left = ledger["if_others_collude"]
+        assert f"{ledger['silo']}, if all others collude" in done.stdout
+        for name in ("rdp", "reference", "pld", "prv"):
+            for figures in (ledger, left):
+                assert f"{figures['figures'][name]['epsilon']:.5f}" in done.stdout
+            assert left["figures"][name]["epsilon"] > ledger["figures"][name]["epsilon"]
+
+
+def test_verify_of_mode_distributed_holds(shared):
+    done = run("verify", shared)
+    assert done.exit_code == 0, done.output
+    assert "15 of 17 checks hold, 2 not applicable" in done.stdout

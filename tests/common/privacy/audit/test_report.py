@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from common.privacy.audit.evidence import load_evidence
 from common.privacy.audit.report import audit, read_attacks, write_audit
 from common.privacy.audit.statement import ABOUT, read_about
 from tests.common.privacy.audit.made_up_attacks import made_up_attacks
-from tests.common.privacy.audit.made_up_evidence import Federation, configuration
+from tests.common.privacy.audit.made_up_evidence import Federation, configuration, sharing
 from tests.simulations.page import Page
 
 ROOT = Path(__file__).parents[4]
@@ -330,6 +331,144 @@ def test_mode_none_says_that_nothing_is_protected(tmp_path):
     assert "Nothing is protected" in page.text
     assert "unbounded" in page.text
     assert "nothing is protected: mode none" in document["verdict"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any], Federation]:
+    """Mode distributed: four silos, two of them counted on, one may collude."""
+    folder = tmp_path_factory.mktemp("shared")
+    federation = Federation(config=sharing())
+    document = document_of(folder, federation)
+    return page_of(document, folder), document, federation
+
+
+def test_mode_distributed_claims_two_figures_and_says_whom_each_holds_against(shared):
+    page, document, federation = shared
+    claims, told = document["claims"], federation.result()
+    assert document["holds"], document["verdict"]
+    for key in ("epsilon", "epsilon_pld", "epsilon_if_others_collude", "epsilon_pld_if_others_collude"):
+        assert claims[key] == pytest.approx(told[key], rel=1e-12)
+    assert claims["epsilon"] <= 6.0 < claims["epsilon_if_others_collude"]
+    assert (claims["mode"], claims["honest_silos"], claims["colluding_silos"]) == ("distributed", 2, 1)
+    left = f"{math.ceil(100 * claims['epsilon_if_others_collude']) / 100:.2f}"
+    assert claims["sharing"] == (
+        "It holds against the coordinator and whoever gets the model, who see only sums with the noise of at least 2 honest "
+        "silos in them, and with at most 1 other silo colluding. If all other silos collude with the coordinator, epsilon is "
+        f"{left}, by the silo's own share of the noise."
+    )
+    assert claims["sharing"] in page.text
+    assert claims["trusted"][0] == (
+        "1 other silo in every sum: that they add their shares of the noise, and keep them to themselves"
+    )
+    assert "the other silos" not in claims["not_trusted"]
+    assert "1 of the other silos, colluding with the coordinator" in claims["not_trusted"]
+    assert any("did add their shares of noise" in what for what in document["not_covered"])
+    assert any("does not attack this mode" in what for what in document["not_covered"])
+    assert not any("looks into the sums" in what for what in document["not_covered"]), "the run allows for one"
+
+
+def test_tables_of_mode_distributed_equal_the_json(shared):
+    page, document, _ = shared
+    rows = page.rows("table-silos")
+    assert set(rows) == {"north", "south", "east", "west"}
+    for silo in document["claims"]["silos"]:
+        row = rows[silo["silo"]]
+        assert row["ε by RDP"][1] == [silo["epsilon"]]
+        assert row["ε by RDP, if all others collude"][1] == [silo["epsilon_if_others_collude"]]
+        assert row["ε by PLD, if all others collude"][1] == [silo["epsilon_pld_if_others_collude"]]
+        assert row["Charges"][1] == [silo["charges"]]
+        assert float(row["ε by RDP, if all others collude"][0]) >= silo["epsilon_if_others_collude"], "rounded up"
+    rows = page.rows("table-recomputed")
+    for ledger in document["recomputed"]:
+        for name, counted in (
+            (ledger["silo"], ledger),
+            (f"{ledger['silo']}, if all others collude", ledger["if_others_collude"]),
+        ):
+            assert rows[name]["RDP, dp_accounting"][1] == [counted["figures"]["rdp"]["epsilon"]]
+            assert rows[name]["RDP, computed again"][1] == [counted["figures"]["reference"]["epsilon"]]
+            assert rows[name]["PRV, Opacus"][1] == [counted["figures"]["prv"][key] for key in ("epsilon", "low", "high")]
+            assert "holds" in rows[name]["Agree"][0]
+    for table in ("table-rules-1", "table-rules-1-left"):
+        assert list(page.rows(table)) == [rule["name"] for rule in document["recomputed"][0]["rules"]]
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_deployment_and_checklist_of_mode_distributed_say_what_it_rests_on(shared):
+    page, document, federation = shared
+    model = document["deployment"]["deployment_model"]
+    assert model["model_name"] == "Distributed"
+    assert document["claims"]["sharing"] in model["model_name_details"]
+    assert "sees the sums only" in model["actors"]
+    details = document["deployment"]["privacy_loss"]["privacy_parameters_details"]
+    assert document["claims"]["sharing"] in details
+    assert document["deployment"]["privacy_loss"]["privacy_parameters"]["epsilon"] == document["claims"]["epsilon"]
+    mechanisms = document["deployment"]["implementation"]["mechanisms"]
+    assert "noise multipliers are those of a sum with 2 honest silos in it" in mechanisms
+    assert f"{federation.plan.noise_multiplier:.6g}" in mechanisms
+    rows = {row["topic"]: row for row in document["checklist"]}
+    assert document["claims"]["sharing"] in rows["Trust model"]["done"]
+    assert "in whole numbers" in rows["Floating point"]["done"]
+    for row in rows.values():
+        for path in re.findall(r"(?:tests|docs)/[\w/.]+\w", row["shown"]):
+            assert (ROOT / path).exists(), path
+        assert row["topic"] in page.text
+
+
+def test_where_no_silo_may_collude_another_silo_that_looks_into_sums_is_not_covered(tmp_path):
+    federation = Federation(config=sharing(aggregation__corrupt=0.0))
+    document = document_of(tmp_path, federation)
+    claims = document["claims"]
+    assert (claims["honest_silos"], claims["colluding_silos"]) == (3, 0)
+    assert "and with no other silo colluding" in claims["sharing"]
+    assert not any("other silos" in who for who in claims["not_trusted"])
+    (found,) = (what for what in document["not_covered"] if "looks into the sums" in what)
+    assert "this run allows for none" in found
+
+
+def test_exports_of_mode_distributed_alone_still_tell_both_figures(tmp_path):
+    Federation(config=sharing()).write(tmp_path, only=("exports",))
+    document = audit(load_evidence(tmp_path))
+    claims = document["claims"]
+    assert (claims["mode"], claims["honest_silos"], claims["colluding_silos"]) == ("distributed", 2, None)
+    assert claims["epsilon_if_others_collude"] > claims["epsilon"]
+    assert "colluding. If" not in claims["sharing"]
+    assert "answers, sums, plan, covered could not be checked" in document["verdict"]
+    assert any("in its configuration, which is not here" in what for what in document["not_covered"])
+
+
+def test_a_sum_that_nobody_signed_for_bears_out_nothing(tmp_path):
+    federation = Federation(config=sharing())
+    federation.sums = lambda: []  # type: ignore[method-assign]
+    document = document_of(tmp_path, federation)
+    assert not document["holds"]
+    assert "sums" in document["verdict"]
+
+
+def test_accountants_that_do_not_agree_on_what_is_left_make_the_audit_fail(tmp_path, monkeypatch):
+    from common.privacy.audit import recompute as module
+
+    real = module.recompute_if_others_collude
+
+    def faulty(events: Any, delta: float) -> Any:
+        found = real(events, delta)
+        assert found is not None
+        return module.replace(found, rules=(module.replace(found.rules[0], outcome="differs"), *found.rules[1:]))
+
+    monkeypatch.setattr(module, "recompute_if_others_collude", faulty)
+    document = document_of(tmp_path, Federation(config=sharing()))
+    assert not document["holds"]
+    assert "the accountants do not agree" in document["verdict"]
+    page = page_of(document, tmp_path)
+    assert "holds" in page.rows("table-recomputed")["north"]["Agree"][0]
+    assert "does not hold" in page.rows("table-recomputed")["north, if all others collude"]["Agree"][0]
+
+
+def test_other_modes_say_nothing_of_collusion(demo):
+    page, document, _ = demo
+    assert document["claims"]["sharing"] is document["claims"]["epsilon_if_others_collude"] is None
+    assert all(ledger["if_others_collude"] is None for ledger in document["recomputed"])
+    assert "if all others collude" not in page.text
 
 
 def test_exports_alone_and_damaged_ones_render(tmp_path):
