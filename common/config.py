@@ -250,6 +250,10 @@ class Config(_Section):
         declared = self.federation.declared_users
         if declared and len(declared) != self.partition.silos:
             raise ValueError(f"federation.declared_users names {len(declared)} silos, partition.silos is {self.partition.silos}")
+        if self.federation.server_optimizer == "adam-bc" and self.privacy.mode != "distributed":
+            raise ValueError(
+                "federation.server_optimizer = 'adam-bc' takes out noise of known size: use it with privacy.mode = 'distributed'"
+            )
         if self.privacy.mode == "distributed":
             if not self.is_secure:
                 raise ValueError(

@@ -67,6 +67,7 @@ def start_of(config: Config) -> Start:
         biased=biased if config.model.bias_weight else None,
         count_noise_std=plan_for(config, smallest, smallest).count_noise_std,
         n_items=home.model.n_items,
+        frozen=None if config.model.train_bias else home.manifest.slice("bias.weight"),
         metrics_noise_std=plan_for(config, smallest, smallest).metrics_noise_std,
     )
 

@@ -52,6 +52,8 @@ class Start:
         Length of a count.
     metrics_noise_std:
         Standard deviation of the noise in each figure of quality of each silo.
+    frozen:
+        Numbers of the adapter that training leaves as they are: noise that is added to all alike must not move them.
     """
 
     vector: NDArray[np.float32]
@@ -60,6 +62,7 @@ class Start:
     count_noise_std: float = 0.0
     n_items: int = 0
     metrics_noise_std: float = 0.0
+    frozen: slice | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +144,8 @@ def run_federation(
             request = AdapterRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
             summed = sums.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
             update, noise_std = pseudo_gradient(summed, config)
+            if start.frozen is not None:
+                update[start.frozen] = 0.0
             stepped = optimise(state.vector, update, state.optimiser, config.federation, noise_std)
             stepped = averaged(stepped, state.optimiser, config.federation)
             facts = _facts(number, summed) | {"update_norm": float(np.linalg.norm(update))}

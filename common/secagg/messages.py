@@ -19,7 +19,7 @@ from enum import IntEnum
 from itertools import pairwise
 
 from common.errors import SecAggError
-from common.secagg.context import ROUND_ID_BYTES, RoundContext, silo_bytes
+from common.secagg.context import MAX_SILOS, ROUND_ID_BYTES, RoundContext, silo_bytes
 from common.secagg.keys import ADVERTISEMENT_BYTES, Advertisement
 from common.secagg.sealing import SEALED_BYTES
 from common.secagg.shamir import SHARE_BYTES, Share
@@ -121,8 +121,8 @@ def unpack_revealed(data: bytes) -> dict[int, tuple[Secret, Share]]:
 
 
 def _records(data: bytes, size: int, what: str) -> list[bytes]:
-    if not isinstance(data, bytes) or len(data) % size:
-        raise SecAggError(f"{what}: not a list of records of {size} bytes")
+    if not isinstance(data, bytes) or len(data) % size or len(data) > size * MAX_SILOS:
+        raise SecAggError(f"{what}: not a list of records of {size} bytes, one for each silo at most")
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 

@@ -38,7 +38,7 @@ from common.protocol import (
     question_digest,
     round_of,
 )
-from common.secagg.coding import coding_of, weights_of
+from common.secagg.coding import coding_of, mechanism_of, weights_of
 from server.aggregation import PlainAggregation, SecureAggregation
 from server.exchange import Exchange, Roster
 from simulations.grid import Faults, InProcessGrid
@@ -70,7 +70,8 @@ def question(config: Config, action: str, length: int = 3, number: int = 1) -> R
 class MaskingSilos:
     """All silos of one run, in this process.
 
-    ``words[round_id][silo]`` are the words that a silo put under its masks, ``asked`` the questions that came, by stage and silo.
+    ``words[round_id][silo]`` are the words that a silo put under its masks; ``asked`` are the questions that came to silos, with
+    the stage and the silo.
     """
 
     def __init__(self, config: Config, vector: Vector) -> None:
@@ -79,7 +80,7 @@ class MaskingSilos:
         self.consortium = Consortium(config.partition.silos, dropout=aggregation.dropout, corrupt=aggregation.corrupt)
         self.consortium.run = config_hash(config)
         self.words: dict[bytes, dict[int, Words]] = {}
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int, SumRequest]] = []
         self._masked: dict[tuple[bytes, int], Words] = {}
 
     def grid(self, faults: Faults | None = None) -> InProcessGrid:
@@ -134,7 +135,7 @@ class MaskingSilos:
     def _checked(self, stage: str, silo: int, message: Message) -> SumRequest:
         asked = read_sum_request(message)
         check_request(asked, stage, self.config)
-        self.asked.append((stage, silo))
+        self.asked.append((stage, silo, asked))
         return asked
 
     def _plainly(self, silo: int, action: str, asked: Request) -> Fields:
@@ -147,13 +148,17 @@ class MaskingSilos:
         if question_digest(asked.action, plain) != asked.question:
             raise Refusal(ErrorCode.BAD_REQUEST, "another question")
         if not self._silo(silo).has_masked(asked.round_id):
-            value = self.vector(silo, asked.action, plain)
-            weighted = value.astype(np.float64) * weights_of(asked.action, self.config)[silo]
-            words = coding_of(asked.action, self.config, len(value)).encode(weighted).words
+            words = self._words(silo, asked.action, self.vector(silo, asked.action, plain))
             self.words.setdefault(asked.round_id, {})[silo] = words.copy()
             self._silo(silo).mask(asked.round_id, asked.payload, words)
             self._masked[name] = words
         return {"masked": self._masked[name], "release": bytes(32)}
+
+    def _words(self, silo: int, action: str, value: NDArray[np.float32]) -> Words:
+        if self.config.privacy.mode == "distributed":
+            return mechanism_of(action, self.config, len(value)).protect(value.astype(np.float64)).words
+        weighted = value.astype(np.float64) * weights_of(action, self.config)[silo]
+        return coding_of(action, self.config, len(value)).encode(weighted).words
 
 
 def constant(vectors: Mapping[int, NDArray[np.float32]]) -> Vector:

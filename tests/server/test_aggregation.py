@@ -12,7 +12,7 @@ from flwr.app import Message
 from common.config import Config
 from common.errors import ConfigError, ErrorCode, FederationError
 from common.privacy.transcript import Transcript, read_transcript
-from common.protocol import COUNT, MASK, REVEAL, SUMMED, TRAIN, question_digest
+from common.protocol import COUNT, MASK, REVEAL, SUMMED, TRAIN, Fields, SumRequest, question_digest
 from common.secagg.coding import coding_of, weights_of
 from common.secagg.messages import round_id
 from common.secagg.roster import KeyRoster
@@ -149,6 +149,23 @@ def test_a_silo_that_refuses_is_named_with_its_code_and_is_not_in_the_sum() -> N
     found = ask(silos.secure())
     assert found.silos == (0, 1, 2, 3, 4, 5)
     assert found.refusals == {6: ErrorCode.SECAGG_REFUSED}
+
+
+def test_a_vector_of_another_kind_of_words_is_left_out_and_the_sum_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    silos = MaskingSilos(CONFIG, drawn(3))
+    masked = silos._mask
+
+    def wide(silo: int, asked: SumRequest) -> Fields:
+        fields = masked(silo, asked)
+        return {**fields, "masked": fields["masked"].astype(np.uint64)} if silo == 4 else fields
+
+    monkeypatch.setattr(silos, "_mask", wide)
+    found = ask(silos.secure())
+    assert found.silos == (0, 1, 2, 3, 5, 6)
+    assert found.refusals == {4: ErrorCode.INTERNAL}
+    weights = np.array(weights_of(TRAIN, CONFIG))[list(found.silos)]
+    np.testing.assert_allclose(found.total, weights @ answers(drawn(3), found.silos), atol=N / coding_of(TRAIN, CONFIG, 3).scale)
+    assert len(silos.words) == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)

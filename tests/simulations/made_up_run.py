@@ -43,7 +43,7 @@ def made_up(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """``result.json`` and the lines of ``rounds.jsonl``."""
     rng = np.random.default_rng(seed)
-    private = mode == "silo"
+    private, shared = mode != "none", mode == "distributed"
     spent = [1.2 + 6.79 * (r / planned) ** 0.5 for r in range(rounds + 1)]
     quality = [0.0402 + 0.0024 * r / planned for r in range(rounds + 1)]
     lines = [
@@ -71,6 +71,8 @@ def made_up(
         "epsilon": spent[-1] if private else None,
         "epsilon_pld": 0.93 * spent[-1] if private else None,
         "delta": 1 / 1380 if private else None,
+        **({"honest_silos": 3, "colluding_silos": 1} if shared else {}),
+        **({"epsilon_if_others_collude": 2.1 * spent[-1], "epsilon_pld_if_others_collude": 1.9 * spent[-1]} if shared else {}),
         "k": k,
         "dataset": {"name": "ml-100k", "users": 943, "items": 1682, "interactions": 100000},
         **figures(rng, quality[-1], k),
@@ -90,6 +92,11 @@ def made_up(
                 **figures(rng, quality[-1] * float(rng.uniform(0.7, 1.3)), k),
                 "epsilon": spent[-1] if private else None,
                 "epsilon_pld": 0.93 * spent[-1] if private else None,
+                **(
+                    {"epsilon_if_others_collude": 2.1 * spent[-1], "epsilon_pld_if_others_collude": 1.9 * spent[-1]}
+                    if shared
+                    else {}
+                ),
                 "noise_multiplier": 1.234 if private else 0.0,
             }
             for i, n in enumerate(users)
@@ -116,6 +123,7 @@ def write_run(folder: Path, result: dict[str, Any], rounds: Sequence[dict[str, A
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in rounds), encoding="utf-8")
-    mode = result["mode"]
-    (folder / "config.toml").write_text(to_toml(load({"privacy": {"mode": mode}}, overrides=overrides)), encoding="utf-8")
+    settings = {"privacy": {"mode": result["mode"]}}
+    one_step = {"training": {"local_steps": 1}} if result["mode"] == "distributed" else {}
+    (folder / "config.toml").write_text(to_toml(load(settings, one_step, overrides=overrides)), encoding="utf-8")
     return folder

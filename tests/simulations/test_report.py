@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,22 @@ def test_run_without_privacy_says_so_loudly(tmp_path):
     assert "ε spent" not in table[0]
 
 
+def test_run_of_mode_distributed_says_whom_its_guarantee_holds_against_and_what_is_left(tmp_path):
+    page, result, _ = page_of(tmp_path, mode="distributed")
+    spent, left = (f"{math.ceil(100 * result[key]) / 100:.2f}" for key in ("epsilon", "epsilon_if_others_collude"))
+    assert f"is protected: ε = {spent}" in page.text
+    assert (
+        "who see only sums with the noise of at least 3 honest silos in them, and with at most 1 other silo colluding"
+        in page.text
+    )
+    assert (
+        f"If all other silos collude with the coordinator, epsilon is {left}, by the silo's own share of the noise." in page.text
+    )
+    assert "what the coordinator received were sums over silos with noise" in page.text
+    assert "holds against everybody" not in page.text
+    assert "NOT PRIVATE" not in page.text
+
+
 ATTACK = "<script>alert(1)</script>"
 
 
@@ -229,7 +246,7 @@ def test_title_that_no_encoding_can_hold_does_not_stop_the_report(tmp_path):
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2])
-@pytest.mark.parametrize("mode", ["silo", "none"])
+@pytest.mark.parametrize("mode", ["silo", "distributed", "none"])
 def test_interrupted_run_renders(tmp_path, mode, rounds):
     page, result, _ = page_of(tmp_path, mode=mode, rounds=rounds)
     assert f"This run was stopped after {rounds} of 6 rounds." in page.text
@@ -238,7 +255,7 @@ def test_interrupted_run_renders(tmp_path, mode, rounds):
     check_cell(page.rows("table-metrics")["This run"]["NDCG@10"], result, "ndcg@10", 4)
 
 
-@pytest.mark.parametrize("mode", ["silo", "none"])
+@pytest.mark.parametrize("mode", ["silo", "distributed", "none"])
 def test_run_that_was_interrupted_before_anything_was_measured_renders(tmp_path, mode):
     result, _ = made_up(mode=mode, rounds=0)
     bare = ("schema", "name", "status", "mode", "k", "rounds", "rounds_planned", "selected_round")
@@ -249,7 +266,7 @@ def test_run_that_was_interrupted_before_anything_was_measured_renders(tmp_path,
         page = Page(write_report(write_run(tmp_path / variant, kept, [])).read_text(encoding="utf-8"))
         assert "Quality was not measured" in page.text
         assert "No round was evaluated." in page.text
-        assert ("Privacy was not accounted for" in page.text) == (mode == "silo")
+        assert ("Privacy was not accounted for" in page.text) == (mode != "none")
         assert "is protected: ε" not in page.text
         assert page.rows("table-metrics")["This run"]["NDCG@10"] == ("–", [])
 

@@ -34,3 +34,22 @@ def test_headline_says_when_intervals_overlap():
 def test_headline_without_popularity_gives_the_figure_itself():
     result, _ = made_up()
     assert text.quality(result | {"references": []})[0] == "NDCG@10 is 0.0426"
+
+
+def test_privacy_of_mode_distributed_is_told_in_two_figures():
+    result, _ = made_up(mode="distributed")
+    told = " ".join(text.privacy(result | {"epsilon_if_others_collude": 12.345})[1])
+    assert "noise of at least 3 honest silos" in told
+    assert "epsilon is 12.35, by the silo's own share" in told
+    assert "there is no bound" in " ".join(text.privacy(result | {"epsilon_if_others_collude": None})[1])
+    assert "no other silo colluding" in " ".join(text.privacy(result | {"colluding_silos": 0})[1])
+    for mode in ("silo", "none"):
+        assert "collu" not in " ".join(text.privacy(made_up(mode=mode)[0])[1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent"),
+    [("silo", "were updates with noise"), ("distributed", "were sums over silos with noise"), ("none", "without any protection")],
+)
+def test_lead_says_what_the_coordinator_received(mode, sent):
+    assert sent in text.lead(made_up(mode=mode)[0])

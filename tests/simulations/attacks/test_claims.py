@@ -11,8 +11,13 @@ from common.errors import PrivacyError
 from common.privacy.audit.fdp_bound import fdp_bound_gaussian, fdp_p_value, gaussian_trade_off
 from common.privacy.audit.gaussian_bound import gaussian_epsilon
 from common.privacy.audit.one_run import Guesses
-from common.privacy.events import GaussianCount, PoissonGaussianSteps, Unprotected
-from simulations.attacks.claims import Claim, trade_off, with_noise
+from common.privacy.events import DistributedStep, GaussianCount, PoissonGaussianSteps, Unprotected
+from simulations.attacks.canaries import audit_canaries
+from simulations.attacks.claims import Claim, check_attackable, trade_off, with_noise
+from simulations.attacks.conformance import check_conformance
+from simulations.attacks.members import member_signals
+from simulations.attacks.reconstruction import reconstruct
+from tests.simulations.attacks import canary_run
 
 
 def full_batch(sigma: float, steps: int = 6, delta: float = 1e-5) -> Claim:
@@ -76,3 +81,21 @@ def test_a_run_that_promises_nothing_is_no_claim() -> None:
     for events in ((), (Unprotected("update"),)):
         with pytest.raises(PrivacyError, match="nothing is claimed"):
             Claim(events, 1e-5)
+
+
+def test_what_is_claimed_of_sums_over_silos_is_not_attacked_on_one() -> None:
+    """By none of the attacks, and before anything is trained; the sentence says what can be attacked instead."""
+    config, plan = canary_run.run(privacy__mode="distributed", partition__silos=4)
+    attacks = {
+        "canaries": lambda: audit_canaries(config, plan, n=10, seed=0),
+        "conformance": lambda: check_conformance(config, plan, n=10, seed=0),
+        "members": lambda: member_signals(config, None, plan, shadows=2, seed=0),  # type: ignore[arg-type]
+        "reconstruction": lambda: reconstruct(config, None, plan, seed=0),  # type: ignore[arg-type]
+        "claim": lambda: Claim((plan.train_event(1),), 1e-5),
+        "claim among others": lambda: Claim((GaussianCount(4.0, 1.0), DistributedStep(2.0, 0.5, 1.0, 1, honest=3)), 1e-5),
+    }
+    for attack in attacks.values():
+        with pytest.raises(PrivacyError, match=r"trains one silo by itself.*attack the training of one silo with --set privacy"):
+            attack()
+    for mode in ("silo", "none"):
+        check_attackable(mode)
