@@ -101,7 +101,7 @@ class Coordinator:
 
 
 class Attempt:
-    """One attempt at a sum over the apps; ``request`` is that of the stage MASK for everybody, ``question`` that of the others."""
+    """One attempt at a sum over the apps: the honest payload of each stage, and each silo's answer."""
 
     def __init__(self, coordinator: Coordinator, asked: Request, action: str = COUNT, nonce: bytes = bytes(32)) -> None:
         self.to, self.action = coordinator, action
@@ -157,11 +157,16 @@ class Attempt:
             self.payloads[REVEAL] = dict.fromkeys(found, self.sum.signed(found))
 
     def finish(self, stage: str, silos: Any = range(N)) -> np.ndarray:
-        """The honest rest, and the sum; each silo was charged once for it."""
+        """The honest rest, and the sum: that of the answers in the silos' folders, each times its weight."""
         for name in STAGES[STAGES.index(stage) :]:
             self.play(name, silos)
         total = self.coding.decode(self.sum.unmasked(self.answers[REVEAL]), len(self.sum.survivors))
-        weights = weights_of(self.action, self.to.config)
-        plain = sum(weights[silo] * self.to.answer(silo, self.action, self.question.question) for silo in silos)
+        plain = np.zeros(len(total))
+        for silo in silos:
+            value, weight = (
+                self.to.answer(silo, self.action, self.question.question),
+                weights_of(self.action, self.to.config)[silo],
+            )
+            plain += value * value.dtype.type(weight)
         assert np.abs(total - plain).max() < self.coding.error_bound(len(self.sum.survivors))
         return total

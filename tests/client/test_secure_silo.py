@@ -42,7 +42,7 @@ from common.secagg.messages import pack
 from common.secagg.roster import ROSTER, KeyRoster, read_roster, write_roster
 from server.wire import request_content
 from tests import tiny
-from tests.client.secure_apps import STAGES, Attempt, Coordinator, N, secure
+from tests.client.secure_apps import FIELD, STAGES, Attempt, Coordinator, N, secure
 from tests.secure_silos import new_key
 
 

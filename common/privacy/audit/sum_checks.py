@@ -70,11 +70,11 @@ def _problem(run: Matching, rules: Rules, entry: Mapping[str, Any]) -> tuple[str
         return f"its entry is not in order ({type(error).__name__})", 0
     if len(signatures) < quorum:
         return f"{count(len(signatures), 'signature')} of survivors, and the quorum is {quorum}", 0
+    if strangers := sorted(signatures.keys() - set(survivors)):
+        return f"silo {strangers[0]} signed and is no survivor", 0
     known = 0
     for silo, signature in signatures.items():
         ledger = run.ledger_of(silo)
-        if silo not in survivors:
-            return f"silo {silo} signed and is no survivor", known
         if ledger is None:
             continue
         if not verify(run.evidence.current[ledger].public_key, signature, statement):
