@@ -65,8 +65,12 @@ class Rules:
 
     @property
     def honest(self) -> int:
-        """Honest silos in every sum: those whose noise is counted on in mode ``distributed``."""
-        return self.least - self.corrupted
+        """Silos in every sum whose shares of noise are counted on in mode ``distributed``.
+
+        Each silo knows its own share and sees what becomes of the sum. So unless ``corrupt`` is 0, which says that no silo looks,
+        at least one of them is not counted, however few there are.
+        """
+        return self.least - (max(1, self.corrupted) if self.corrupt else 0)
 
     def plan(self, advertised: int) -> Plan:
         """Degree, threshold and quorum of a sum for which ``advertised`` silos have shown their keys.

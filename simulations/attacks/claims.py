@@ -46,8 +46,9 @@ def check_attackable(mode: str) -> None:
     if mode == "distributed":
         raise PrivacyError(
             "privacy.mode = 'distributed' cannot be attacked here: an attack trains one silo by itself, and in this mode only "
-            "sums over silos are seen, with noise from all of them, so nothing found would speak for or against the claim; attack "
-            "the training of one silo with --set privacy.mode=silo, and check the run with silorec audit verify and recompute"
+            "sums over silos are seen, with noise from all of them, so nothing found would speak for or against the claim; "
+            "attack the training of one silo with --set privacy.mode=silo, and check the run with silorec audit verify and "
+            "recompute"
         )
 
 

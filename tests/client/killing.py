@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import client.dp_steps
-import client.silo
+import client.releases
 from client.silo import KEY, LEDGER, Place, Silo
 from common.config import Config
 from common.model.resident import resident
@@ -82,7 +82,7 @@ def live(config: Config, folder: Path, start: int, pipe: int, end: str | None, a
         setattr(owner, name, watched)
 
     around(Ledger, "reserve", "reserve", "reserved")
-    around(client.silo, "_write_released", "computed", "kept")
+    around(client.releases, "write_kept", "computed", "kept")
     around(Ledger, "commit", None, "committed")
     around(client.dp_steps, "per_user_gradients", "in the middle of computing", None)
     silo = Silo(config, Place(0, folder, simulated=True))

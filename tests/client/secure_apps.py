@@ -16,11 +16,13 @@ from common.config import Config
 from common.errors import ErrorCode
 from common.model.resident import resident
 from common.privacy.ledger import read_ledger
+from common.privacy.plan import METRICS as FIGURES
 from common.privacy.signing import SigningKey
 from common.protocol import (
     ADVERTISE,
     COUNT,
     MASK,
+    METRICS,
     REVEAL,
     SHARE,
     SIGN,
@@ -116,7 +118,7 @@ class Attempt:
             manifest_hash=adapter.manifest_hash if adapter else "",
         )
         self.vector = adapter.vector if adapter else None
-        length = 24 if adapter is None else len(adapter.vector)
+        length = 24 if adapter is None else len(FIGURES) if action == METRICS else len(adapter.vector)
         self.coding = coding_of(action, coordinator.config, length)
         context = RoundContext(asked.config_hash, self.question.round_id)
         self.sum = SecureSum(context, Rules.of(coordinator.config), coordinator.roster, self.coding.dtype, length)
@@ -161,12 +163,8 @@ class Attempt:
         for name in STAGES[STAGES.index(stage) :]:
             self.play(name, silos)
         total = self.coding.decode(self.sum.unmasked(self.answers[REVEAL]), len(self.sum.survivors))
-        plain = np.zeros(len(total))
-        for silo in silos:
-            value, weight = (
-                self.to.answer(silo, self.action, self.question.question),
-                weights_of(self.action, self.to.config)[silo],
-            )
-            plain += value * value.dtype.type(weight)
+        weights = weights_of(self.action, self.to.config)
+        answers = {silo: self.to.answer(silo, self.action, self.question.question) for silo in silos}
+        plain = sum(weights[silo] * answer.astype(np.float64) for silo, answer in answers.items())
         assert np.abs(total - plain).max() < self.coding.error_bound(len(self.sum.survivors))
         return total

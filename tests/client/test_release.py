@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,30 @@ from common.errors import (
     ModelError,
     PolicyRefused,
     PrivacyError,
+    SecAggError,
 )
 from common.model.resident import resident
-from common.protocol import COUNT, ENROL, METRICS, RELEASED, TRAIN, AdapterRequest, Refusal, Request, config_hash
+from common.protocol import (
+    ADVERTISE,
+    COUNT,
+    ENROL,
+    MASK,
+    METRICS,
+    PROTOCOL_VERSION,
+    RELEASED,
+    REVEAL,
+    SHARE,
+    SIGN,
+    TRAIN,
+    AdapterRequest,
+    Refusal,
+    Request,
+    SumRequest,
+    config_hash,
+)
 from server.wire import request_content
 from tests import tiny
+from tests.client.secure_apps import STAGES, Attempt, Coordinator, secure
 
 SECRET = "user u017 watched 'The Secret Film' on 1998-02-03"
 
@@ -48,7 +67,8 @@ def walk(reply: Message) -> Iterator[tuple[str, Any]]:
             yield f"{name}/{key}", value
 
 
-def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameters: int) -> None:
+def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameters: int, masked: int = 0) -> None:
+    """A secure sum is over four silos, and of vectors of ``masked`` numbers."""
     if reply.has_error():
         assert dict(walk(reply)) == {
             "error/code": int(ErrorCode(reply.error.code)),
@@ -56,7 +76,7 @@ def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameter
         }
         return
     leaves = dict(walk(reply))
-    records = {"integer": "public", "vector": "protected"}
+    records = {"integer": "public", "bytes": "public", "digest": "public", "vector": "protected", "words": "protected"}
     assert set(leaves) == {f"{records[kind]}/{name}" for name, kind in RELEASED[action].items()}
     for name, kind in RELEASED[action].items():
         value = leaves[f"{records[kind]}/{name}"]
@@ -64,16 +84,27 @@ def assert_only_listed(action: str, reply: Message, *, n_items: int, n_parameter
             assert isinstance(value, Array)
             assert value.numpy().dtype == np.float32
             assert value.numpy().shape == ({"count": n_items, "update": n_parameters, "metrics": 2}[name],)
-        else:
+        elif kind == "words":
+            assert isinstance(value, Array)
+            assert value.numpy().dtype in (np.uint32, np.uint64)
+            assert value.numpy().shape == (masked,)
+        elif kind == "integer":
             assert type(value) is int
+        else:
+            assert type(value) is bytes
+            assert (
+                len(value) == {"release": 32, "advertisement": 132, "shares": 3 * 172, "signature": 64, "revealed": 4 * 75}[name]
+            )
 
 
 def requests(config: Any) -> dict[str, Request]:
+    """One for each handler; those of secure sums are well-formed, and no silo would go on from them."""
     home = resident(config)
     said = {"config_hash": config_hash(config)}
     train = AdapterRequest(**said, round=1, manifest_hash=home.manifest.hash, vector=home.start)
     metrics = replace(train, round=config.federation.rounds)
-    return {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train, METRICS: metrics}
+    stage = SumRequest(**said, action=COUNT, round=0, question="0" * 64, nonce=bytes(32), roster="0" * 64)
+    return {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train, METRICS: metrics} | dict.fromkeys(STAGES, stage)
 
 
 def test_every_handler_of_the_app_is_on_the_list() -> None:
@@ -90,6 +121,8 @@ def test_every_reply_holds_listed_fields_only(tmp_path: Path, mode: str) -> None
     grid = tiny.grid(config, tmp_path)
     sizes = {"n_items": 24, "n_parameters": resident(config).manifest.n_parameters}
     for action, request in requests(config).items():
+        if action in STAGES:
+            continue
         replies = grid.send_and_receive([Message(request_content(request), node, action) for node in grid.get_node_ids()])
         assert len(replies) == config.partition.silos
         for reply in replies:
@@ -98,13 +131,51 @@ def test_every_reply_holds_listed_fields_only(tmp_path: Path, mode: str) -> None
     assert all(len(grid.context(silo).state) == 0 for silo in range(config.partition.silos))
 
 
-HANDLERS = {ENROL: "enrol", COUNT: "count", TRAIN: "train", METRICS: "metrics"}
+@pytest.mark.parametrize("action", [COUNT, TRAIN, METRICS])
+@pytest.mark.parametrize("mode", ["none", "silo", "distributed"])
+def test_every_reply_in_a_secure_sum_holds_listed_fields_only(tmp_path: Path, mode: str, action: str) -> None:
+    """All stages of all silos; asked again, and after a refusal, too."""
+    config = secure(privacy__mode=mode, privacy__metrics_share=0.1, training__local_steps=1)
+    coordinator = Coordinator(config, tmp_path)
+    replies = overheard(coordinator)
+    asked = requests(config)[action]
+    length = {COUNT: 24, METRICS: 2}.get(action, resident(config).manifest.n_parameters)
+    sizes = {"n_items": 24, "n_parameters": resident(config).manifest.n_parameters, "masked": length}
+    attempt = Attempt(coordinator, asked, action)
+    for stage in STAGES:
+        attempt.play(stage)
+        attempt.put(stage)
+        assert attempt.put(stage, roster="0" * 64) is ErrorCode.SECAGG_REFUSED
+    assert len(replies) == len(STAGES) * (len(coordinator.roster) + 2)
+    for stage, reply in replies:
+        assert_only_listed(stage, reply, **sizes)
+    assert sum(reply.has_error() for _, reply in replies) == len(STAGES)
+    assert all(len(coordinator.grid.context(silo).state) == 0 for silo in range(len(coordinator.roster)))
+
+
+def overheard(coordinator: Coordinator) -> list[tuple[str, Message]]:
+    """What comes back to the coordinator from now on, with the action that was asked."""
+    grid, heard = coordinator.grid, []
+    send_and_receive = grid.send_and_receive
+
+    def listen(messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        sent = list(messages)
+        replies = send_and_receive(sent, timeout=timeout)
+        heard.extend(zip((message.metadata.message_type for message in sent), replies, strict=True))
+        return replies
+
+    grid.send_and_receive = listen  # type: ignore[method-assign]
+    return heard
+
+
+HANDLERS = {action: action.removeprefix("query.") for action in RELEASED}
 FAILURES = {
     "a bug": ZeroDivisionError(SECRET),
     "data": DataError(SECRET, "/home/clinic/private.csv", 17),
     "disk": OSError(28, SECRET),
     "privacy": PrivacyError(SECRET),
     "model": ModelError("the adapter does not fit"),
+    "a sum": SecAggError("two sets of survivors in one round"),
     "a refusal": Refusal(ErrorCode.BUDGET_EXHAUSTED, "spent"),
 }
 
@@ -134,12 +205,14 @@ def test_an_exception_leaves_as_a_code_only_whatever_it_says(
     assert "refused with" in caplog.text
 
 
-SAID = {"config": "x", "protocol": 2, "signature": "", "round": 1, "manifest": "m"}
+SAID = {"config": "x", "protocol": PROTOCOL_VERSION, "signature": "", "round": 1, "manifest": "m"}
+OF_A_SUM = {**SAID, "sum": COUNT, "question": "0" * 64, "nonce": bytes(32), "roster": "0" * 64, "payload": b""}
 BAD_REQUESTS = {
     "nothing": RecordDict(),
-    "no adapter": RecordDict(
-        {"request": ConfigRecord({"config": "x", "protocol": 2, "signature": "", "round": 1, "manifest": "m"})}
-    ),
+    "no adapter": RecordDict({"request": ConfigRecord(SAID)}),
+    "a sum that is not named": RecordDict({"request": ConfigRecord({**OF_A_SUM, "nonce": bytes(31)})}),
+    "a sum of no question": RecordDict({"request": ConfigRecord({**OF_A_SUM, "question": "what is it"})}),
+    "a sum of another run": RecordDict({"request": ConfigRecord(OF_A_SUM)}),
     "wrong types": RecordDict({"request": ConfigRecord({"config": 1, "protocol": "x"})}),
     "wrong record": RecordDict({"request": MetricRecord({"config": 1})}),
     "a pickle": RecordDict(
@@ -179,12 +252,33 @@ def test_a_handler_that_computes_too_much_releases_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        (ADVERTISE, {"advertisement": bytes(132), "private": bytes(64)}),
+        (SHARE, {"shares": bytes(171)}),
+        (MASK, {"masked": np.zeros(3, np.uint32), "release": bytes(32), "salt": bytes(32)}),
+        (MASK, {"masked": np.zeros(3, np.float32), "release": bytes(32)}),
+        (MASK, {"update": np.zeros(3, np.float32)}),
+        (SIGN, {"signature": bytes(64), "survivors": bytes(4)}),
+        (REVEAL, {"revealed": bytes(70)}),
+        (REVEAL, {"revealed": b""}),
+    ],
+)
+def test_a_stage_that_gives_too_much_releases_nothing(stage: str, fields: dict[str, Any]) -> None:
+    grid = tiny.grid(tiny.config())
+    reply = answer(Message(RecordDict(), grid.get_node_ids()[0], stage), lambda: fields)
+    assert (reply.error.code, reply.error.reason) == (1000, "INTERNAL")
+    assert not reply.has_content()
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (Refusal(ErrorCode.MANIFEST_MISMATCH, ""), ErrorCode.MANIFEST_MISMATCH),
         (ConfigError(""), ErrorCode.BAD_REQUEST),
         (PrivacyError(""), ErrorCode.POLICY_REFUSED),
         (PolicyRefused(""), ErrorCode.POLICY_REFUSED),
+        (SecAggError(""), ErrorCode.SECAGG_REFUSED),
         (BudgetExhausted(""), ErrorCode.BUDGET_EXHAUSTED),
         (LedgerError(""), ErrorCode.LEDGER_UNAVAILABLE),
         (DataError(""), ErrorCode.DATA_UNAVAILABLE),

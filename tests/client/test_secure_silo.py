@@ -211,6 +211,18 @@ def test_the_vector_of_a_silo_that_was_asked_about_another_model_stays_hidden(tm
             refused(coordinator, ErrorCode.SECAGG_REFUSED, alone.put(stage, silo, payload=survivors), before, silo)
 
 
+def test_a_count_that_comes_with_an_adapter_is_no_question(tmp_path: Path, touched: list[int]) -> None:
+    """Else there would be as many counts of a run to ask for as there are adapters."""
+    coordinator = Coordinator(secure(), tmp_path)
+    adapter = coordinator.asked(TRAIN)
+    assert isinstance(adapter, AdapterRequest)
+    for number in (0, 1):
+        attempt = Attempt(coordinator, replace(adapter, round=number), COUNT, nonce=bytes([number] * 32)).until(MASK)
+        before = coordinator.kept(0)
+        refused(coordinator, ErrorCode.BAD_REQUEST, attempt.put(MASK), before)
+    assert touched == []
+
+
 # Secure runs, plain runs, rosters.
 
 

@@ -21,7 +21,6 @@ from common.privacy.transcript import Transcript
 from common.protocol import (
     ADVERTISE,
     COUNT,
-    ENROL,
     MASK,
     PROTOCOL_VERSION,
     REVEAL,

@@ -213,7 +213,7 @@ def test_the_transcript_tells_of_each_attempt_who_was_in_it_and_of_no_vector(tmp
     assert one["roster"] == silos.consortium.roster.digest
     assert (one["degree"], one["threshold"], one["quorum"]) == (6, 5, 4)
     assert len(one["signatures"]) == 4
-    assert [name for name in silos.words] == [round_id(bytes.fromhex(one["nonce"]), one["question"])]
+    assert list(silos.words) == [round_id(bytes.fromhex(one["nonce"]), one["question"])]
     # the answers that are in the sum, by the digests under their masks; refusals and losses are no answers
     assert [(a.action, a.silo, a.question, a.answer) for a in record.answers] == [
         (TRAIN, silo, asked, bytes(32).hex()) for silo in found.silos

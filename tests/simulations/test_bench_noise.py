@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -59,6 +60,7 @@ def test_whole_number_noise_is_beside_opendp_or_says_that_it_is_not(tmp_path: Pa
 
 def test_memory_beside_the_result_does_not_grow_with_it() -> None:
     """Noise for ten million numbers takes 80 MB for the numbers and less than 4 MiB more."""
+    importlib.import_module("mpmath")  # loaded when the first number needs a second look: seldom, and some megabytes
     small, large = 100_000, 1_000_000
     for name in (noise.HARDENED, noise.ROUNDED, noise.DISCRETE):
         beside = {n: noise._peak(noise._sources(n)[name]) - 8 * n for n in (small, small, large)}  # once to load what it needs

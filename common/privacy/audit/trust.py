@@ -52,13 +52,14 @@ class Sharing:
     def in_words(self) -> str:
         """Whom the first figure holds against, and the second figure."""
         left = self.epsilon_if_others_collude
-        otherwise = "there is no bound" if left is None else f"epsilon is {rounded_up(left)}"
+        share = "by the silo's own share of the noise"
+        otherwise = "there is no bound" if left is None else f"epsilon is {rounded_up(left)}, {share}"
         many = "no other silo" if self.colluding == 0 else f"at most {plural(self.colluding or 0, 'other silo')}"
         collude = "" if self.colluding is None else f", and with {many} colluding"
         return (
             "It holds against the coordinator and whoever gets the model, who see only sums with the noise of at least "
             f"{plural(self.honest, 'honest silo')} in them{collude}. If all other silos collude with the coordinator, "
-            f"{otherwise}, by the silo's own share of the noise."
+            f"{otherwise}."
         )
 
 
@@ -67,7 +68,7 @@ def trusted(sharing: Sharing | None) -> tuple[str, ...]:
     if sharing is None:
         return TRUSTED
     others = sharing.honest - 1
-    share = f"{plural(others, 'other silo')} in every sum: that they add their shares of the noise, and keep them to themselves"
+    share = f"{plural(others, 'other silo')} in every sum: that each adds its share of the noise, and keeps it to itself"
     roster = "the roster of keys: that each key is its silo's, or the coordinator could play silos of its own"
     return (*([share, roster] if others else []), *TRUSTED)
 

@@ -98,9 +98,17 @@ def test_the_same_input_in_two_rounds_gives_vectors_that_have_nothing_in_common(
 
 
 def test_two_silos_with_the_same_input_give_vectors_that_have_nothing_in_common() -> None:
-    """Their pairwise mask is in both, with opposite signs; their self-masks hide it."""
+    """Though their pairwise mask is in both, with opposite signs."""
     vectors = masked("zeros", np.uint32)
     assert not relations(vectors[0], vectors[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_the_sum_of_all_masked_vectors_is_noise_until_the_self_masks_are_told(dtype: type) -> None:
+    """Pairwise masks cancel in it. A coordinator that calls a silo gone, and adds its vector after all, has this."""
+    total = sum(masked("zeros", dtype).values())
+    for what, values in fields(total).items():
+        assert not uneven(values, FALSE_ALARM / 8), what
 
 
 def test_vectors_that_share_masks_are_found_to_be_related() -> None:

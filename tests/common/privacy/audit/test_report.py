@@ -357,9 +357,7 @@ def test_mode_distributed_claims_two_figures_and_says_whom_each_holds_against(sh
         f"{left}, by the silo's own share of the noise."
     )
     assert claims["sharing"] in page.text
-    assert claims["trusted"][0] == (
-        "1 other silo in every sum: that they add their shares of the noise, and keep them to themselves"
-    )
+    assert claims["trusted"][0] == ("1 other silo in every sum: that each adds its share of the noise, and keeps it to itself")
     assert "the other silos" not in claims["not_trusted"]
     assert "1 of the other silos, colluding with the coordinator" in claims["not_trusted"]
     assert any("did add their shares of noise" in what for what in document["not_covered"])
