@@ -21,7 +21,7 @@ import numpy as np
 from client.releases import SALT_BYTES, Kept, Released, kept_answer, read_kept, release, write_kept
 from client.secagg import FileMemory, Participant
 from common.config import Config
-from common.errors import ConfigError, ErrorCode
+from common.errors import ConfigError, ErrorCode, SecAggError
 from common.privacy.accountant import epsilon
 from common.privacy.chacha import SeededStream
 from common.privacy.events import Event
@@ -49,7 +49,7 @@ from common.protocol import (
     Request,
     SumRequest,
     answer_digest,
-    check_adapter_request,
+    check_adapter,
     check_request,
     config_hash,
     question_digest,
@@ -165,7 +165,10 @@ class Silo:
         taking_part.receive(request.round_id, request.payload)
         name = request.round_id.hex()
         path = None if self.place.folder is None else kept_answer(self.place.folder, request.config_hash, MASK)
-        if path is not None and taking_part.has_masked(request.round_id) and (kept := read_kept(path, name)) is not None:
+        if taking_part.has_masked(request.round_id):
+            kept = None if path is None else read_kept(path, name)
+            if kept is None:
+                raise SecAggError("this silo has given its vector of this round, and does not have it any more")
             return {"masked": kept.fields["masked"], "release": kept.fields["release"].tobytes()}
         released = self._release(request.action, asked, release_question(self.plan.mode, request), masked=True)
         words, digest = self._words(request.action, request.round, released.fields), bytes.fromhex(released.digest)
@@ -190,6 +193,7 @@ class Silo:
             raise Refusal(
                 ErrorCode.BAD_REQUEST, f"{action}: in this run the coordinator sees sums only, and asks for nothing plainly"
             )
+        check_request(request, action, self.config)
         return self._release(action, request, question_digest(action, request), masked=False).fields
 
     def _work(self, action: str, request: Request) -> tuple[Event, Callable[[], Fields]]:
@@ -204,7 +208,8 @@ class Silo:
 
         config, plan, secret = self.config, self.plan, self.plan.mode == "distributed"
         if action == COUNT:
-            check_request(request, COUNT, config)
+            if isinstance(request, AdapterRequest):
+                raise Refusal(ErrorCode.BAD_REQUEST, "a count is not about an adapter")
             counted = (
                 (lambda: sums.count_sum(self.data, True)) if secret else lambda: trainer.release_counts(self.data, config, plan)
             )
@@ -281,7 +286,7 @@ class Silo:
         from common.model.resident import resident
 
         manifest = resident(self.config).manifest
-        check_adapter_request(request, action, self.config, manifest.hash, manifest.n_parameters)
+        check_adapter(request, action, self.config, manifest.hash, manifest.n_parameters)
 
     def _model_of(self, request: AdapterRequest) -> Any:
         """The resident model with the request's adapter in it."""

@@ -209,8 +209,8 @@ class AggregationConfig(_Section):
         0.1,
         ge=0,
         lt=0.5,
-        description="share of silos that may collude with the coordinator without learning another's vector; mode distributed counts "
-        "on the noise of the others, and of all but one where this comes to less than one silo but is not 0",
+        description="share of silos that may collude with the coordinator without learning another's vector; mode distributed "
+        "counts on the noise of the others, and of all but one where this comes to less than one silo but is not 0",
     )
     bits: Literal[32, 64] = Field(32, description="size of a word of a masked vector; mode distributed always takes 64")
     clip: float = Field(8.0, gt=0, description="numbers of a silo's update beyond this are cut off before they are masked")
@@ -261,7 +261,7 @@ class Config(_Section):
         if self.privacy.mode == "distributed":
             if self.privacy.accountant == "pld":
                 raise ValueError(
-                    "privacy.accountant = 'pld' speaks of continuous noise, that of privacy.mode = 'distributed' is discrete: use 'rdp'"
+                    "privacy.accountant = 'pld' is for continuous noise, that of mode 'distributed' is discrete: use 'rdp'"
                 )
             if not self.is_secure:
                 raise ValueError(

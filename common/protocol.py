@@ -230,15 +230,14 @@ def check_request(request: Request, action: str, config: Config) -> None:
         raise Refusal(ErrorCode.POLICY_REFUSED, "the request is not signed by the coordinator of its configuration")
 
 
-def check_adapter_request(request: AdapterRequest, action: str, config: Config, manifest_hash: str, n_parameters: int) -> None:
-    """As :func:`check_request`, and that round and vector are possible.
+def check_adapter(request: AdapterRequest, action: str, config: Config, manifest_hash: str, n_parameters: int) -> None:
+    """That round and vector of a question are possible. In a secure sum the signature is on the request around the question.
 
     Raises
     ------
     Refusal
         ``MANIFEST_MISMATCH`` if the vector is laid out for another model, ``BAD_REQUEST`` for anything else.
     """
-    check_request(request, action, config)
     rounds = config.federation.rounds
     first = rounds if action == METRICS else 1
     if not first <= request.round <= rounds:

@@ -26,8 +26,8 @@ as for the continuous Gaussian: completing the square leaves a sum over the grid
 by their Theorem 5, since ``x → μ - x`` swaps the two; in terms of the ratio it is an inequality between numbers, which a test
 checks. *Between* whole orders nothing of that is claimed: there log A is convex in the order, so the straight line between its
 values at whole orders, with ``log A(1) = 0``, is a bound. Accountants of this mechanism have to keep to whole orders or use that
-line. A PLD of the continuous Gaussian proves nothing here; it is off by about 1 in n² where n steps make the clip. What is random beside (the other users in the sample, r) is independent of
-the user, and the worst case over it bounds the cost.
+line. A PLD of the continuous Gaussian proves nothing here; it is off by about 1 in n² where n steps make the clip. What is random
+beside (the other users in the sample, r) is independent of the user, and the worst case over it bounds the cost.
 
 **The sum of m shares is as good as one discrete Gaussian** of m times the variance, though it is none. Add a share to k others:
 if those are one discrete Gaussian, the density of the sum at z is the wider discrete Gaussian's times a sum of

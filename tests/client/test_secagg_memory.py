@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.secagg import FileMemory, Participant
+from client.secagg import FileMemory, Participant, RamMemory
 from common.errors import SecAggError
 from common.privacy.signing import create_key, load_key
 from common.secagg.messages import pack_survivors
@@ -75,6 +75,20 @@ def test_a_silo_that_is_started_anew_between_any_two_stages_goes_on_and_says_the
 
 def _crash() -> None:
     raise OSError("crash before the vector was kept")
+
+
+@pytest.mark.parametrize("kind", ["disk", "RAM"])
+def test_a_change_is_kept_as_a_whole_or_not_at_all(kind: str, tmp_path: Path) -> None:
+    memory = FileMemory(tmp_path / "folder" / "0.json") if kind == "disk" else RamMemory()
+    with memory.opened() as state:
+        assert state == {}
+        state["list"] = [1]
+    with contextlib.suppress(OSError), memory.opened() as state:
+        state["list"].append(2)
+        state["more"] = True
+        _crash()
+    with memory.opened() as state:
+        assert state == {"list": [1]}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -32,7 +32,7 @@ from common.protocol import (
     Request,
     SumRequest,
     answer_digest,
-    check_adapter_request,
+    check_adapter,
     check_reply,
     check_request,
     config_hash,
@@ -51,8 +51,14 @@ GOOD = AdapterRequest(config_hash=config_hash(CONFIG), round=5, manifest_hash="m
 
 def refusal(action: str = TRAIN, **changes: Any) -> ErrorCode:
     with pytest.raises(Refusal) as caught:
-        check_adapter_request(replace(GOOD, **changes), action, CONFIG, "m", 3)
+        check_both(replace(GOOD, **changes), action, CONFIG, "m", 3)
     return caught.value.code
+
+
+def check_both(request: AdapterRequest, action: str, config: Config, manifest_hash: str, n_parameters: int) -> None:
+    """As a silo that is asked plainly."""
+    check_request(request, action, config)
+    check_adapter(request, action, config, manifest_hash, n_parameters)
 
 
 def test_what_leaves_a_silo_is_on_this_list_and_nothing_else() -> None:
@@ -77,8 +83,8 @@ def test_what_leaves_a_silo_is_on_this_list_and_nothing_else() -> None:
 
 
 def test_a_good_request_passes_and_each_fault_has_its_code() -> None:
-    check_adapter_request(GOOD, TRAIN, CONFIG, "m", 3)
-    check_adapter_request(GOOD, METRICS, CONFIG, "m", 3)
+    check_both(GOOD, TRAIN, CONFIG, "m", 3)
+    check_both(GOOD, METRICS, CONFIG, "m", 3)
     assert refusal(config_hash="other") is ErrorCode.BAD_REQUEST
     assert refusal(protocol=1) is ErrorCode.BAD_REQUEST
     assert refusal(round=0) is ErrorCode.BAD_REQUEST
@@ -155,7 +161,7 @@ def test_a_request_is_answered_only_with_the_signature_of_the_coordinator_whom_t
     config = load(to_dict(CONFIG), {"federation.coordinator": key.public_key})
     asked = replace(GOOD, config_hash=config_hash(config))
     good = signed(config, key, TRAIN, asked)
-    check_adapter_request(good, TRAIN, config, "m", 3)
+    check_both(good, TRAIN, config, "m", 3)
     for bad in (
         asked,
         replace(good, signature="zz"),
@@ -165,7 +171,7 @@ def test_a_request_is_answered_only_with_the_signature_of_the_coordinator_whom_t
         replace(good, vector=np.ones(3, np.float32)),
     ):
         with pytest.raises(Refusal, match="not signed by the coordinator") as caught:
-            check_adapter_request(bad, TRAIN, config, "m", 3)
+            check_both(bad, TRAIN, config, "m", 3)
         assert caught.value.code is ErrorCode.POLICY_REFUSED
 
 

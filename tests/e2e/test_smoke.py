@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from client.silo import LEDGER, folder_of, make_simulated_roster
 from common.config import Config
 from common.data.population import enrolled
 from common.errors import FederationError
@@ -78,11 +79,11 @@ def test_a_private_run_charges_each_silos_ledger_and_is_not_repeatable(tmp_path:
 
 @pytest.mark.slow
 def test_a_run_that_fails_says_why_and_leaves_no_process(tmp_path: Path, leaves_no_process: None) -> None:
-    """The first silo's place for its ledger is taken by a file, so it refuses; a quorum of all cannot be had."""
+    """The place of the first silo's ledger is taken by a folder, so it refuses; a quorum of all cannot be had."""
     config = smoke("federation.quorum=1.0", "federation.deadline=20", "federation.rounds=1")
-    (tmp_path / "silos").mkdir()
-    (tmp_path / "silos" / "0").write_text("in the way")
-    with pytest.raises(FederationError, match=r"flwr run ended as finished:failed(.|\n)*silo 0: "):
+    make_simulated_roster(tmp_path, 3)
+    (folder_of(tmp_path, 0) / LEDGER).mkdir()
+    with pytest.raises(FederationError, match=r"flwr run ended as finished:failed(.|\n)*silo 0: LEDGER_UNAVAILABLE"):
         run_with_flower(config, tmp_path, 3)
 
 

@@ -208,6 +208,7 @@ def test_declared_users_must_be_there() -> None:
 UPDATES = {silo: np.array([silo, -1.0, 2.0], np.float32) for silo in range(4)}
 DISTRIBUTED = {
     "privacy__mode": "distributed",
+    "aggregation__corrupt": 0.0,
     "privacy__epsilon": 4.0,
     "privacy__delta": 1e-3,
     "privacy__max_grad_norm": 2.0,

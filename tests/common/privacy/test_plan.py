@@ -130,13 +130,12 @@ def test_in_mode_distributed_the_events_are_of_one_step_a_round_of_all_silos() -
     assert plan.expected_batch_size == pytest.approx(0.05 * 200), "of this silo; the coordinator adds up"
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "pld"])
-def test_in_mode_distributed_all_releases_together_spend_the_budget_and_no_more(accountant: str) -> None:
-    plan = plan_for(shared(privacy__accountant=accountant, privacy__metrics_share=0.1), 200, 100)
-    assert 0.99 * 2.0 <= epsilon(plan.all_events(), plan.delta, "pld" if accountant == "pld" else "rdp") <= 2.0
-    assert plan.epsilon_after(0, accountant) <= 0.15 * 2.0
-    left = plan.epsilon_if_others_collude(accountant)
-    assert left == epsilon(plan.collusion_events(), plan.delta, "pld" if accountant == "pld" else "rdp")
+def test_in_mode_distributed_all_releases_together_spend_the_budget_and_no_more() -> None:
+    plan = plan_for(shared(privacy__metrics_share=0.1), 200, 100)
+    assert 0.99 * 2.0 <= epsilon(plan.all_events(), plan.delta) <= 2.0
+    assert plan.epsilon_after(0) <= 0.15 * 2.0
+    left = plan.epsilon_if_others_collude()
+    assert left == epsilon(plan.collusion_events(), plan.delta)
     assert left > 1.5 * 2.0
     assert [event.noise_multiplier for event in plan.collusion_events()] == pytest.approx(  # type: ignore[union-attr]
         [event.noise_multiplier / 2 for event in plan.all_events()]  # type: ignore[union-attr]

@@ -21,12 +21,18 @@ SHARES = st.sampled_from(
 
 @pytest.mark.parametrize(
     ("silos", "least", "corrupted", "honest"),
-    [(3, 2, 0, 2), (4, 3, 0, 3), (6, 4, 0, 4), (9, 6, 0, 6), (10, 7, 1, 6), (30, 20, 3, 17)],
+    [(3, 2, 0, 1), (4, 3, 0, 2), (6, 4, 0, 3), (9, 6, 0, 5), (10, 7, 1, 6), (30, 20, 3, 17)],
 )
 def test_of_ten_silos_three_may_vanish_and_one_collude(silos: int, least: int, corrupted: int, honest: int) -> None:
-    """A third and a tenth, rounded down."""
+    """A third and a tenth, rounded down; but one silo may know its own share of the noise."""
     rules = Rules(silos)
     assert (rules.least, rules.corrupted, rules.honest) == (least, corrupted, honest)
+
+
+def test_all_noise_is_counted_on_only_where_the_settings_say_that_no_silo_looks() -> None:
+    assert Rules(8, 0.0, 0.0).honest == 8
+    assert Rules(8, 0.0, 0.01).honest == 7
+    assert Rules(30, 0.0, 0.1).honest == 27
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,8 @@ def test_the_rules_keep_what_the_settings_promise(silos: int, dropout: Fraction,
         return
     assert rules.least == silos - math.floor(dropout * silos)
     assert rules.corrupted == math.floor(corrupt * silos)
-    assert rules.honest >= 2
+    assert rules.least - rules.corrupted >= 2
+    assert 1 <= rules.honest <= rules.least - rules.corrupted
     advertised = data.draw(st.integers(rules.least, silos))
     plan = rules.plan(advertised)
     assert plan.silos == advertised
