@@ -123,6 +123,11 @@ class Silo:
             raise Refusal(ErrorCode.BAD_REQUEST, f"silo {place.index} is not among the {len(declared)} that declared users")
         if place.folder is None and (config.privacy.mode != "none" or not place.simulated):
             raise Refusal(ErrorCode.POLICY_REFUSED, "there is no folder for the ledger: a budget must outlive the process")
+        if place.roster is not None and not place.simulated and not config.is_secure:
+            raise Refusal(
+                ErrorCode.POLICY_REFUSED,
+                "this silo's operator names a roster, so it answers in secure sums only, and the configuration aggregates plainly",
+            )
         self.config, self.place = config, place
         plan = plan_for(config, declared[place.index], min(declared))
         self.plan: PrivacyPlan = replace(plan, hardened=hardens_noise(config, place))

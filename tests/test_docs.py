@@ -26,6 +26,7 @@ from common.config_docs import render
 from common.errors import ErrorCode
 from common.privacy.policy import policy_from_dict
 from common.protocol import RELEASED
+from common.secagg.roster import KeyRoster
 from simulations.bench import benches
 from simulations.scenario import scenarios
 
@@ -157,7 +158,9 @@ def test_commands_that_do_not_parse_are_noticed(line: str) -> None:
 @pages
 def test_settings_that_are_shown_are_allowed(page: Path) -> None:
     for code in blocks(page, "toml"):
-        if code.startswith("# policy.toml"):
+        if code.startswith("# roster.toml"):
+            KeyRoster(*zip(*((silo["name"], silo["key"]) for silo in tomllib.loads(code)["silo"]), strict=True))
+        elif code.startswith("# policy.toml"):
             policy_from_dict(tomllib.loads(code))
         else:
             load(tomllib.loads(code))

@@ -97,6 +97,16 @@ def test_the_same_question_gets_the_same_answer_and_costs_nothing(tmp_path: Path
     assert len(charged(tmp_path)) == 1
 
 
+def test_a_silo_whose_operator_names_a_roster_answers_in_sums_only(tmp_path: Path) -> None:
+    config = tiny.config(privacy__mode="silo", aggregation__method="plain")
+    roster = tmp_path / "roster.toml"
+    with pytest.raises(Refusal, match="names a roster, so it answers in secure sums only") as caught:
+        Silo(config, Place(0, tmp_path, tmp_path / "shop.csv", roster))
+    assert caught.value.code is ErrorCode.POLICY_REFUSED
+    Silo(config, Place(0, tmp_path, tmp_path / "shop.csv"))
+    Silo(config, Place(0, tmp_path, roster=roster, simulated=True))
+
+
 def test_a_run_goes_forward_only(tmp_path: Path) -> None:
     """Another question for a round that was answered, and any question for a round before it, get a refusal and cost nothing."""
     config = tiny.config(privacy__mode="silo", federation__rounds=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from common.protocol import MASK, REVEAL, TRAIN, config_hash
 from common.secagg.coding import coding_of, weights_of
 from common.secagg.roster import ROSTER, read_roster
 from server.app import start_of
-from server.exchange import Roster
+from server.exchange import Roster, Sign
 from server.federation import FederationResult, run_federation
 from simulations.grid import Fault, Faults
 from tests import tiny
