@@ -42,6 +42,16 @@ TITLES = {
 }
 
 
+#: Mode ``silo``, all else as in mode ``distributed``: one step of each silo a round, whose update is the opposite of its
+#: mean gradient.
+AS_MODE_SILO: dict[str, Any] = {
+    "privacy.mode": "silo",
+    "training.optimizer": "sgd",
+    "training.learning_rate": 1.0,
+    "training.weight_decay": 0.0,
+}
+
+
 def check_references(config: Config) -> None:
     """Raises :class:`ConfigError` for a reference recommender that there is not: before hours of training, not after."""
     known = (*classical(), *_OWN)
@@ -80,7 +90,7 @@ def _classical(name: str, config: Config, evaluator: Evaluator) -> Evaluation:
 def _local_only(config: Config, evaluator: Evaluator) -> Evaluation:
     """Each silo's own run, judged on its own users only."""
     n_silos = len(config.federation.declared_users)
-    alone = load(to_dict(config), {"federation.quorum": 1.0 / n_silos, "federation.deadline": 1e-6})
+    alone = load(to_dict(_apart(config)), {"federation.quorum": 1.0 / n_silos, "federation.deadline": 1e-6})
     histories = evaluator.histories("test")
     scores: NDArray[np.float32] | None = None
     for silo in range(n_silos):
@@ -100,9 +110,19 @@ def _centralised(config: Config, evaluator: Evaluator) -> Evaluation:
     """One silo that holds everybody: the silos' own training rows, and no row that the federation could not learn from."""
     population = evaluator.population
     declared = [declare_users(population.dataset.interactions.n_users)]
-    merged = load(to_dict(config), {"partition.by": "size", "partition.silos": 1, "federation.declared_users": declared})
+    merged = load(to_dict(_apart(config)), {"partition.by": "size", "partition.silos": 1, "federation.declared_users": declared})
     vector = _train(merged, [0], evaluator, replace(population.dataset, interactions=population.split.train))
     return evaluator.rank(evaluator.scores(vector, evaluator.histories("test")), "test")
+
+
+def _apart(config: Config) -> Config:
+    """The same training where a silo is by itself: nothing to hide it among, and nobody to share its noise with."""
+    changes: dict[str, Any] = {"aggregation.method": "plain"}
+    if config.privacy.mode == "distributed":
+        changes |= AS_MODE_SILO
+        if config.federation.server_optimizer == "adam-bc":  # which needs to know the noise in the sum
+            changes["federation.server_optimizer"] = "adam"
+    return load(to_dict(config), changes)
 
 
 _OWN: dict[str, Callable[[Config, Evaluator], Evaluation]] = {"local-only": _local_only, "centralised": _centralised}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,15 +14,8 @@ from numpy.typing import NDArray
 from common.config import Config, load, to_dict, to_run_config
 from common.metrics import Evaluation
 from simulations.bench import Figure, register
+from simulations.compare import AS_MODE_SILO
 from simulations.watch import Watch
-
-#: Mode ``silo`` with everything else the same: one step of each silo a round, whose update is the opposite of its mean gradient.
-SAME: Mapping[str, Any] = {
-    "privacy.mode": "silo",
-    "training.optimizer": "sgd",
-    "training.learning_rate": 1.0,
-    "training.weight_decay": 0.0,
-}
 
 Seen = Callable[[int, NDArray[np.float32]], None]
 
@@ -37,7 +30,7 @@ def distributed(out: Path, watch: Watch) -> list[Figure]:
 
     watch.stage("reading data")
     shared = enrolled(load_scenario("distributed"))
-    alone = load(to_dict(shared), SAME)
+    alone = load(to_dict(shared), AS_MODE_SILO)
     home = resident(shared)
     evaluator = Evaluator(shared, load_population(shared), home.model, home.manifest)
     figures = [

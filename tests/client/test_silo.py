@@ -13,7 +13,7 @@ import pytest
 import client.silo
 from client.releases import Kept, kept_answer, write_kept
 from client.silo import KEY, LEDGER, Place, Silo, open_silo
-from common.config import Config
+from common.config import Config, load, to_dict
 from common.errors import BudgetExhausted, ConfigError, ErrorCode, LedgerError, PolicyRefused
 from common.model.adapter import from_vector
 from common.model.resident import resident
@@ -24,6 +24,7 @@ from common.privacy.ledger import Ledger, read_ledger
 from common.privacy.policy import Policy
 from common.privacy.signing import create_key
 from common.protocol import TRAIN, AdapterRequest, Refusal, Request, answer_digest, config_hash, question_digest
+from common.secagg.coding import coding_of
 from tests import tiny
 
 
@@ -325,6 +326,22 @@ def test_a_simulated_silo_takes_its_place_from_flower_and_a_deployed_one_from_it
         Place.of({"silo": 2, "data": "shop.csv"})
     with pytest.raises(ConfigError, match="this node is no silo"):
         Place.of({})
+
+
+@pytest.mark.parametrize("mode", ["none", "silo"])
+def test_an_answer_in_a_secure_sum_is_weighed_exactly_and_rounded_once(mode: str, tmp_path: Path) -> None:
+    """Less than a step off, however large the numbers; a product in float32 may be off by eight steps."""
+    config = load(to_dict(tiny.config(privacy__mode=mode, partition__silos=4)), {"federation.declared_users": [9, 11, 13, 17]})
+    value = np.random.default_rng(1).uniform(-8, 8, 2000).astype(np.float32)
+    coding = coding_of(TRAIN, config, 2000)
+    assert coding.scale == 2.0**25
+    for index, users in enumerate(config.federation.declared_users):
+        words = simulated(config, tmp_path / str(index), index)._words(TRAIN, 1, {"update": value})
+        exact = value.astype(np.float64) * (users / 17)
+        assert np.abs(coding.decode(words, 1) - exact).max() < 1 / coding.scale
+    again = [simulated(config, tmp_path / "1", 1)._words(TRAIN, number, {"update": value}) for number in (1, 1, 2)]
+    assert np.array_equal(again[0], again[1]) == (mode == "none"), "a run without privacy is repeated, the others are not"
+    assert not np.array_equal(again[0], again[2])
 
 
 def test_a_deployed_silo_reads_its_own_data_against_the_public_catalogue(tmp_path: Path) -> None:

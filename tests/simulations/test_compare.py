@@ -158,3 +158,15 @@ def test_the_round_of_a_reference_is_chosen_as_in_the_run(trained) -> None:
     compare.compare(start, evaluator(start), Silent())
     at_start = evaluator(start).judge(trained[1, 0], "validation").evaluation.summary(10)["ndcg@10"]
     assert chosen["validation"] >= max(chosen["last"], at_start) > chosen["last"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"privacy__mode": "distributed", "federation__server_optimizer": "adam-bc"}])
+def test_a_silo_by_itself_is_not_asked_for_sums(settings: dict[str, str], trained: dict[tuple[int, ...], np.ndarray]) -> None:
+    """Of three silos, which together aggregate securely; in mode distributed each has all of its noise when it is alone."""
+    settings = {"federation__server_learning_rate": 0.01, "training__local_steps": 1, **settings}
+    config = tiny.config(partition__silos=3, federation__declared_users=(14, 13, 13), **BOTH, **settings)
+    assert config.is_secure
+    entries = compare.compare(config, evaluator(config), Silent())
+    assert [entry["name"] for entry in entries] == ["local-only", "centralised"]
+    assert set(trained) == {(3, 0), (3, 1), (3, 2), (1, 0)}
+    assert all(np.isfinite(vector).all() for vector in trained.values())

@@ -38,9 +38,7 @@ def config(**settings: Any) -> Config:
     return tiny.config(**(run | settings))
 
 
-def run(
-    config: Config, out: Path, faults: Faults | None = None, sign: Callable[[bytes], bytes] | None = None
-) -> FederationResult:
+def run(config: Config, out: Path, faults: Faults | None = None, sign: Sign | None = None) -> FederationResult:
     """As a simulation does it, up to the last adapter."""
     grid = tiny.grid(config, out, faults=faults)
     keys = read_roster(out / ROSTER) if config.is_secure else None
