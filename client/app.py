@@ -8,8 +8,9 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.place import Place
 from client.release import answer
-from client.silo import Place, Silo, open_silo
+from client.silo import Silo, open_silo
 from client.wire import read_adapter_request, read_request, read_sum_request
 from common.protocol import read_run_config
 

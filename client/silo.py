@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from client.place import KEY, LEDGER, Place, hardens_noise, policy_of_a_simulation
 from client.releases import SALT_BYTES, Kept, Released, kept_answer, read_kept, release, write_kept
 from client.secagg import FileMemory, Participant
 from common.config import Config
-from common.errors import ConfigError, ErrorCode, SecAggError
-from common.privacy.accountant import epsilon
+from common.errors import ErrorCode, SecAggError
 from common.privacy.chacha import SeededStream
 from common.privacy.events import Event
-from common.privacy.filter import best_order
 from common.privacy.ledger import Ledger
 from common.privacy.plan import PrivacyPlan, plan_for
-from common.privacy.policy import Policy, Proposal
+from common.privacy.policy import Proposal
 from common.privacy.signing import create_key, load_key
 from common.privacy.store import make_folder
 from common.protocol import (
@@ -58,60 +57,10 @@ from common.protocol import (
     silo_seed,
 )
 from common.secagg.coding import coding_of, mechanism_of, weights_of
-from common.secagg.roster import ROSTER, KeyRoster, read_roster, write_roster
+from common.secagg.roster import read_roster
 from common.secagg.rules import Rules
 
 log = logging.getLogger("silorec.client")
-
-LEDGER, KEY = "ledger.sqlite", "ledger.key"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What the operator, or the simulation in the operator's place, says of a silo.
-
-    Parameters
-    ----------
-    index:
-        The silo's place in the roster.
-    folder:
-        Where the ledger lies; needed in private modes and by every silo that is deployed.
-    data:
-        The silo's own data; None takes its part of the simulated population.
-    roster:
-        The silo's own copy of the consortium's roster; needed for secure aggregation.
-    simulated:
-        Nobody is behind this silo: its ledger is opened by itself, with a policy that allows the run and nothing beyond it.
-    """
-
-    index: int
-    folder: Path | None = None
-    data: Path | None = None
-    roster: Path | None = None
-    simulated: bool = False
-
-    @classmethod
-    def of(cls, node_config: Mapping[str, Any], out: str | None = None) -> Place:
-        """Read a SuperNode's ``--node-config``: ``silo``, ``data``, ``state`` and ``roster``; or, in a simulation, Flower's
-        ``partition-id``, which takes its folder and the roster from the run's ``out``.
-
-        Raises
-        ------
-        ConfigError
-            If neither ``silo`` nor ``partition-id`` is there, or a deployed silo names no data or no state.
-        """
-        if "silo" not in node_config:
-            if "partition-id" not in node_config:
-                raise ConfigError('this node is no silo: give --node-config \'silo=0 data="path" state="folder"\'')
-            index = int(node_config["partition-id"])
-            if not out:
-                return cls(index, simulated=True)
-            return cls(index, folder_of(Path(out), index), roster=Path(out) / ROSTER, simulated=True)
-        missing = [key for key in ("data", "state") if not node_config.get(key)]
-        if missing:
-            raise ConfigError(f"--node-config lacks {missing[0]!r}: a silo has its own data and keeps its own ledger")
-        roster = Path(str(node_config["roster"])) if node_config.get("roster") else None
-        return cls(int(node_config["silo"]), Path(str(node_config["state"])), Path(str(node_config["data"])), roster)
 
 
 class Silo:
@@ -126,7 +75,7 @@ class Silo:
         if place.roster is not None and not place.simulated and not config.is_secure:
             raise Refusal(
                 ErrorCode.POLICY_REFUSED,
-                "this silo's operator names a roster, so it answers in secure sums only, and the configuration aggregates plainly",
+                "this silo's operator names a roster, so it answers in secure sums only; the configuration aggregates plainly",
             )
         self.config, self.place = config, place
         plan = plan_for(config, declared[place.index], min(declared))
@@ -360,51 +309,6 @@ class Silo:
             else:
                 self._opened = Ledger.open(path, load_key(key))
         return self._opened
-
-
-def hardens_noise(config: Config, place: Place) -> bool:
-    """Whether noise is hardened: always for a silo with an operator, whatever the configuration says; else as asked."""
-    return not place.simulated or config.privacy.noise == "hardened"
-
-
-def policy_of_a_simulation(plan: PrivacyPlan, index: int, config: Config) -> Policy:
-    """What the operator of a simulated silo allows: this run and nothing beyond it.
-
-    Where PLD calibrated the noise, the Rényi bound of the same releases is above ``privacy.epsilon``; the ledger counts in
-    the latter, so that is the limit.
-    """
-    name, declared = f"silo-{index}", config.federation.declared_users[index]
-    if plan.mode == "none":
-        return Policy(silo=name, epsilon=None, delta=plan.delta, modes=("none",), coordinators=("any",), declared_users=declared)
-    events = plan.all_events()
-    return Policy(
-        silo=name,
-        epsilon=max(plan.epsilon, epsilon(events, plan.delta, "rdp")),
-        delta=plan.delta,
-        order=best_order(events, plan.delta),
-        modes=(plan.mode,),
-        max_honest_silos=plan.honest or None,
-        coordinators=("any",),
-        declared_users=declared,
-    )
-
-
-def folder_of(out: Path, index: int) -> Path:
-    """Where a simulation keeps what belongs to one silo."""
-    return out / "silos" / str(index)
-
-
-def make_simulated_roster(out: Path, n_silos: int) -> KeyRoster:
-    """Keys for silos that nobody is behind, and the roster of them at ``out/roster.toml``; those that are there are kept."""
-    keys = []
-    for index in range(n_silos):
-        folder = folder_of(out, index)
-        make_folder(folder)
-        path = folder / KEY
-        keys.append((load_key(path) if path.exists() else create_key(path)).public_key)
-    roster = KeyRoster(tuple(f"silo-{index}" for index in range(n_silos)), tuple(keys))
-    write_roster(out / ROSTER, roster)
-    return roster
 
 
 def open_silo(config: Config, place: Place) -> Silo:

@@ -134,7 +134,8 @@ def _train(config: Config, silos: list[int], evaluator: Evaluator, data: Dataset
     With ``data`` these are the silo's, in place of its part of the population.
     """
     from client.app import app as client_app
-    from client.silo import Place, open_silo
+    from client.place import Place
+    from client.silo import open_silo
     from client.silo_data import SiloData
     from server.app import start_of
     from server.exchange import Roster

@@ -96,7 +96,7 @@ def run_with_flower(
         "init-args-log-to-driver": True,
     }
     if config.is_secure:
-        from client.silo import make_simulated_roster
+        from client.place import make_simulated_roster
 
         make_simulated_roster(out_dir, n_silos)
     with contextlib.ExitStack() as stack:

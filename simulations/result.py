@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.silo import LEDGER
+from client.place import LEDGER
 from common.config import Config
 from common.metrics import Evaluation, top_k
 from common.privacy.accountant import Method, epsilon, epsilon_if_others_collude

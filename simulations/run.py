@@ -140,7 +140,7 @@ def _simulate(
 def _federate(config: Config, folder: Path, evaluator: Evaluator, progress: Progress, watch: Watch) -> None:
     """The round loop over the in-process grid, evaluated as it goes."""
     from client.app import app as client_app
-    from client.silo import make_simulated_roster
+    from client.place import make_simulated_roster
     from server.app import start_of
     from server.exchange import Roster
     from server.federation import run_federation

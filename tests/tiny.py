@@ -33,7 +33,7 @@ def grid(config: Config, out: Path | None = None, *, faults: Faults | None = Non
     Where ``config`` is secure they have keys and a roster in ``out``, as in any simulation.
     """
     from client.app import app
-    from client.silo import make_simulated_roster
+    from client.place import make_simulated_roster
 
     run_config = to_run_config(config) | ({"app.out": str(out)} if out else {})
     nodes = dict.fromkeys(range(config.partition.silos), node)

@@ -206,7 +206,8 @@ _ATTACKS: dict[Kind, _Attack] = {
 
 def _data(config: Config, silo: int) -> SiloData:
     """The silo's part of the simulated population, as the silo itself reads it."""
-    from client.silo import Place, Silo
+    from client.place import Place
+    from client.silo import Silo
 
     data: SiloData = Silo(config, Place(silo, Path(), simulated=True)).data  # its folder is for a ledger, and nothing is released
     return data

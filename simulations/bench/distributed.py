@@ -84,7 +84,8 @@ def trained(config: Config, folder: Path, seen: Seen) -> NDArray[np.float32]:
 
 def noise_of(config: Config, folder: Path) -> float:
     """Standard deviation, over the parameters, of what the coordinator takes for the mean gradient when no silo has any user."""
-    from client.silo import Place, open_silo
+    from client.place import Place
+    from client.silo import open_silo
     from common.model.resident import resident
     from common.protocol import TRAIN, AdapterRequest, config_hash
     from server.aggregation import aggregation_of
@@ -105,7 +106,7 @@ def noise_of(config: Config, folder: Path) -> float:
 def _silos(config: Config, folder: Path) -> Any:
     """A grid of simulated silos, and the roster of their keys."""
     from client.app import app
-    from client.silo import make_simulated_roster
+    from client.place import make_simulated_roster
     from simulations.grid import InProcessGrid
 
     folder.mkdir(parents=True, exist_ok=True)

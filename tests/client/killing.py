@@ -22,7 +22,8 @@ import numpy as np
 
 import client.dp_steps
 import client.releases
-from client.silo import KEY, LEDGER, Place, Silo
+from client.place import KEY, LEDGER, Place
+from client.silo import Silo
 from common.config import Config
 from common.model.resident import resident
 from common.privacy.accountant import epsilon

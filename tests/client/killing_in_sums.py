@@ -28,9 +28,10 @@ import client.dp_steps
 import client.releases
 import client.silo
 import common.durable
+from client.place import KEY, LEDGER, Place
 from client.release import code_of
 from client.releases import kept_answer, read_kept
-from client.silo import KEY, LEDGER, Place, Silo
+from client.silo import Silo
 from common.config import Config
 from common.errors import ErrorCode
 from common.model.resident import resident

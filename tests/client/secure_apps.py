@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, RecordDict
 
+from client.place import LEDGER, folder_of, make_simulated_roster
 from client.releases import kept_answer, read_kept
-from client.silo import LEDGER, folder_of, make_simulated_roster
 from common.config import Config
 from common.errors import ErrorCode
 from common.model.resident import resident

@@ -24,7 +24,7 @@ import client.silo
 import client.silo_data
 import client.trainer
 import common.durable
-from client.silo import KEY, LEDGER
+from client.place import KEY, LEDGER
 from client.silo_data import SiloData
 from common.config import Config
 from common.data.population import load_catalogue

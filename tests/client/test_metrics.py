@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from client.silo import Place, Silo
+from client.place import Place
+from client.silo import Silo
 from client.silo_data import SiloData
 from client.trainer import release_metrics
 from common.config import Config

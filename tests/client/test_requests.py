@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import client.trainer
-from client.silo import KEY, LEDGER, Place, Silo
+from client.place import KEY, LEDGER, Place
+from client.silo import Silo
 from common.config import Config, load, to_dict
 from common.errors import BudgetExhausted, ErrorCode, PolicyRefused
 from common.model.resident import resident

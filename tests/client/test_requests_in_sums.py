@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 import client.sums
 import client.trainer
-from client.silo import KEY, LEDGER, Place, Silo
+from client.place import KEY, LEDGER, Place
+from client.silo import Silo
 from common.config import Config, load, to_dict
 from common.errors import BudgetExhausted, ErrorCode, PolicyRefused, SecAggError
 from common.model.resident import resident

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import client.silo
 import client.trainer
+from client.place import KEY, folder_of
 from client.releases import kept_answer
-from client.silo import KEY, Silo, folder_of
+from client.silo import Silo
 from common.config import Config, load, to_dict
 from common.errors import ErrorCode
 from common.model.resident import resident

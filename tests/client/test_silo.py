@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import client.silo
+from client.place import KEY, LEDGER, Place
 from client.releases import Kept, kept_answer, write_kept
-from client.silo import KEY, LEDGER, Place, Silo, open_silo
+from client.silo import Silo, open_silo
 from common.config import Config, load, to_dict
 from common.errors import BudgetExhausted, ConfigError, ErrorCode, LedgerError, PolicyRefused
 from common.model.adapter import from_vector

@@ -199,7 +199,7 @@ def a_sum(**changes: Any) -> SumRequest:
 
 
 def test_a_stage_of_a_sum_asks_for_one_thing_only() -> None:
-    """Stage, sum, round, question, attempt, roster and payload: whichever is changed, the coordinator's signature is of another."""
+    """Stage, sum, round, question, attempt, roster and payload: whichever is changed, it is another statement to sign."""
     changes = [
         {"action": METRICS},
         {"round": 4},

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from client.silo import folder_of, make_simulated_roster
+from client.place import folder_of, make_simulated_roster
 from common.config import Config
 from common.errors import ErrorCode
 from common.model.resident import resident

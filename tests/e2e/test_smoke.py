@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from client.silo import LEDGER, folder_of, make_simulated_roster
+from client.place import LEDGER, folder_of, make_simulated_roster
 from common.config import Config
 from common.data.population import enrolled
 from common.errors import FederationError

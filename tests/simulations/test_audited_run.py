@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.silo import KEY, LEDGER
+from client.place import KEY, LEDGER
 from common.config import to_toml
 from common.privacy.audit.check import Check
 from common.privacy.audit.evidence import load_evidence

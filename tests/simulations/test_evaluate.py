@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.silo import Place, open_silo
+from client.place import Place
+from client.silo import open_silo
 from common.config import Config
 from common.data.population import load_population
 from common.errors import DataError

@@ -12,7 +12,7 @@ import pytest
 from dp_accounting import rdp
 from typer.testing import CliRunner
 
-from client.silo import LEDGER
+from client.place import LEDGER
 from common.config import load
 from common.errors import PrivacyError
 from common.privacy.audit.evidence import load_evidence

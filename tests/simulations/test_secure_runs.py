@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.silo import LEDGER, folder_of
+from client.place import LEDGER, folder_of
 from common.config import Config, to_toml
 from common.errors import FederationError
 from common.model.resident import resident

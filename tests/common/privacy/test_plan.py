@@ -156,7 +156,7 @@ def test_in_other_modes_nothing_depends_on_other_silos() -> None:
 
 
 def test_a_filter_at_a_whole_order_has_room_for_a_plan_of_mode_distributed_and_for_no_more() -> None:
-    from client.silo import policy_of_a_simulation
+    from client.place import policy_of_a_simulation
     from common.config import load, to_dict
     from common.errors import BudgetExhausted, PolicyRefused
     from tests.common.privacy.ledgers import asks
