@@ -190,6 +190,7 @@ def check(folder: Path, mode: str, wanted: list[Asked]) -> list[Asked]:
     gave: dict[bytes, bytes] = {}
     answered: list[Asked] = []
     furthest: dict[str, int] = {}
+    asked_about: dict[tuple[str, int], int] = {}
     before = read_ledger(folder / LEDGER)
     for what in wanted:
         if what not in played:
@@ -216,6 +217,9 @@ def check(folder: Path, mode: str, wanted: list[Asked]) -> list[Asked]:
             if entry.seq in after.commitments and what_.question == question
         }
         assert release in committed
+        if mode == "silo":
+            adapter = asked_about.setdefault((what.run, what.round), what.shift)
+            assert adapter == what.shift or what.round == 0, "a round was answered for two adapters"
         answered.append(what)
         furthest[what.run] = max(furthest.get(what.run, 0), what.round)
         before = after
