@@ -38,7 +38,7 @@ def distributed(out: Path, watch: Watch) -> list[Figure]:
         Figure("silos", float(len(shared.federation.declared_users))),
         Figure("parameters", float(home.manifest.n_parameters)),
     ]
-    with TemporaryDirectory(dir=out) as folder:
+    with TemporaryDirectory(prefix="silorec-") as folder:
         noise = {
             mode: noise_of(config, Path(folder) / f"noise-{mode}") for mode, config in (("silo", alone), ("distributed", shared))
         }
