@@ -170,7 +170,7 @@ class _Attempt:
         enough = max(plan.quorum, plan.threshold)  # who has not signed reveals nothing
         signed = self._stage(SIGN, dict.fromkeys(self.sum.survivors, survivors), "signature", enough)
         quorum = self.sum.signed(signed)
-        revealed = self._stage(REVEAL, dict.fromkeys(signed, quorum), "revealed", plan.threshold)
+        revealed = self._stage(REVEAL, dict.fromkeys(signed, quorum), "revealed", min(least, len(signed)))
         return self._opened(self.sum.unmasked(revealed))
 
     def _stage(self, stage: str, payloads: Mapping[int, bytes] | None, name: str, quorum: int) -> dict[int, Any]:

@@ -2,7 +2,7 @@
 
 Stages and messages are those of ``common.secagg.messages``. Each method takes the answers to one stage and gives the questions of
 the next. A silo that does not answer a stage, or answers it wrongly, is left out of the rest; if too few are left there is no
-sum. The masked vectors are added up as they come and not kept.
+sum. Masked vectors are added up and not kept here.
 
 The checks here find a faulty silo where it shows. The secrecy of the vectors does not rest on them, but on what silos check
 (``client.secagg``).
@@ -142,12 +142,19 @@ class SecureSum:
         """From the revealed shares to the sum of the survivors' vectors, modulo ``2^b``."""
         seeds: dict[int, list[Share]] = {silo: [] for silo in self._added}
         keys: dict[int, list[Share]] = {silo: [] for silo in self.sharers if silo not in self._added}
-        for holder, reply in replies.items():
+
+        def shares_of(holder: int, reply: bytes) -> list[tuple[list[Share], Share]]:
+            found = []
             for owner, (kind, share) in unpack_revealed(reply).items():
                 wanted = seeds if kind is Secret.SEED else keys
                 if owner not in wanted or share.silo != holder:
                     raise SecAggError(f"silo {holder} revealed a share of silo {owner} that nobody asked for, or another's")
-                wanted[owner].append(share)
+                found.append((wanted[owner], share))
+            return found
+
+        revealed = self._sound(replies, shares_of, "revealed their shares", least=self._drawn().plan.threshold)
+        for beside_others, share in (pair for found in revealed.values() for pair in found):
+            beside_others.append(share)
         threshold, graph = self._drawn().plan.threshold, self._drawn()
         masks: list[Mask] = []
         for owner, shares in seeds.items():

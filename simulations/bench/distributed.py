@@ -50,8 +50,8 @@ def distributed(out: Path, watch: Watch) -> list[Figure]:
 
             def seen(number: int, vector: NDArray[np.float32]) -> None:
                 watch.step(number)
-                if number == 0 and "start" not in quality:
-                    quality["start"] = evaluator.judge(vector, "test").evaluation
+                if number == 0:
+                    quality[f"{mode} before training"] = evaluator.judge(vector, "test").evaluation
 
             vector = trained(config, Path(folder) / mode, seen)
             quality[mode] = evaluator.judge(vector, "test").evaluation
@@ -83,12 +83,13 @@ def trained(config: Config, folder: Path, seen: Seen) -> NDArray[np.float32]:
 
 
 def noise_of(config: Config, folder: Path) -> float:
-    """Standard deviation, over the parameters, of what the coordinator takes for the mean gradient when no silo has any user."""
+    """Standard deviation, over what is trained, of what the coordinator takes for the mean gradient when no silo has any user."""
     from client.place import Place
     from client.silo import open_silo
     from common.model.resident import resident
     from common.protocol import TRAIN, AdapterRequest, config_hash
     from server.aggregation import aggregation_of
+    from server.app import start_of
     from server.exchange import Exchange, Roster
     from server.federation import pseudo_gradient
 
@@ -100,7 +101,8 @@ def noise_of(config: Config, folder: Path) -> float:
     sums = aggregation_of(config, Exchange(grid, Roster.of(config.federation), config, this), keys, None)
     request = AdapterRequest(config_hash=this, round=1, manifest_hash=home.manifest.hash, vector=home.start)
     update, _ = pseudo_gradient(sums.ask(TRAIN, request, what="noise", length=len(home.start)), config)
-    return float(np.std(update))
+    frozen = start_of(config).frozen
+    return float(np.std(update if frozen is None else np.delete(update, frozen)))
 
 
 def _silos(config: Config, folder: Path) -> Any:

@@ -51,5 +51,5 @@ def test_every_goal_is_about_a_figure_that_is_measured(tmp_path: Path, monkeypat
     assert {goal.figure for goal in report.goals} <= set(values)
     assert goals_of("distributed")
     assert values["ndcg@10, distributed over silo"] == values["ndcg@10, distributed"] / values["ndcg@10, silo"]
-    assert values["ndcg@10, start"] > 0
+    assert values["ndcg@10, distributed before training"] > 0
     assert json.loads((tmp_path / "distributed.json").read_text())["bench"] == "distributed"
