@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,19 +48,20 @@ def distributed(out: Path, watch: Watch) -> list[Figure]:
         quality: dict[str, Evaluation] = {}
         for mode, config in (("silo", alone), ("distributed", shared)):
             watch.stage(f"training, mode {mode}", config.federation.rounds)
-
-            def seen(number: int, vector: NDArray[np.float32]) -> None:
-                watch.step(number)
-                if number == 0:
-                    quality[f"{mode} before training"] = evaluator.judge(vector, "test").evaluation
-
-            vector = trained(config, Path(folder) / mode, seen)
-            quality[mode] = evaluator.judge(vector, "test").evaluation
+            adapters: list[NDArray[np.float32]] = []
+            trained(config, Path(folder) / mode, partial(_keep, adapters, watch))
+            quality[f"{mode} before training"] = evaluator.judge(adapters[0], "test").evaluation
+            quality[mode] = evaluator.judge(adapters[-1], "test").evaluation
     k = shared.evaluation.k
     ndcg = {name: float(evaluation.ndcg(k).mean()) for name, evaluation in quality.items()}
     figures += [Figure(f"ndcg@{k}, {name}", value) for name, value in ndcg.items()]
     figures.append(Figure(f"ndcg@{k}, distributed over silo", ndcg["distributed"] / ndcg["silo"], "times"))
     return figures
+
+
+def _keep(adapters: list[NDArray[np.float32]], watch: Watch, number: int, vector: NDArray[np.float32]) -> None:
+    adapters.append(vector)
+    watch.step(number)
 
 
 def trained(config: Config, folder: Path, seen: Seen) -> NDArray[np.float32]:
