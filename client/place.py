@@ -13,7 +13,7 @@ from common.privacy.accountant import epsilon
 from common.privacy.filter import best_order
 from common.privacy.plan import PrivacyPlan
 from common.privacy.policy import Policy
-from common.privacy.signing import create_key, load_key
+from common.privacy.signing import SigningKey, create_key, load_key
 from common.privacy.store import make_folder
 from common.secagg.roster import ROSTER, KeyRoster, write_roster
 
@@ -100,14 +100,16 @@ def folder_of(out: Path, index: int) -> Path:
     return out / "silos" / str(index)
 
 
+def simulated_key(folder: Path) -> SigningKey:
+    """The key of a silo that nobody is behind, made with its folder if it is not there."""
+    make_folder(folder)
+    path = folder / KEY
+    return load_key(path) if path.exists() else create_key(path)
+
+
 def make_simulated_roster(out: Path, n_silos: int) -> KeyRoster:
     """Keys for silos that nobody is behind, and the roster of them at ``out/roster.toml``; those that are there are kept."""
-    keys = []
-    for index in range(n_silos):
-        folder = folder_of(out, index)
-        make_folder(folder)
-        path = folder / KEY
-        keys.append((load_key(path) if path.exists() else create_key(path)).public_key)
-    roster = KeyRoster(tuple(f"silo-{index}" for index in range(n_silos)), tuple(keys))
+    keys = tuple(simulated_key(folder_of(out, index)).public_key for index in range(n_silos))
+    roster = KeyRoster(tuple(f"silo-{index}" for index in range(n_silos)), keys)
     write_roster(out / ROSTER, roster)
     return roster

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from client.place import KEY, LEDGER, Place, hardens_noise, policy_of_a_simulation
+from client.place import KEY, LEDGER, Place, hardens_noise, policy_of_a_simulation, simulated_key
 from client.releases import SALT_BYTES, Kept, Released, kept_answer, read_kept, release, write_kept
 from client.secagg import FileMemory, Participant
 from common.config import Config
@@ -28,8 +28,7 @@ from common.privacy.events import Event
 from common.privacy.ledger import Ledger
 from common.privacy.plan import PrivacyPlan, plan_for
 from common.privacy.policy import Proposal
-from common.privacy.signing import create_key, load_key
-from common.privacy.store import make_folder
+from common.privacy.signing import load_key
 from common.protocol import (
     ADVERTISE,
     COUNT,
@@ -301,13 +300,12 @@ class Silo:
 
     def _ledger(self, folder: Path) -> Ledger:
         if self._opened is None:
-            path, key = folder / LEDGER, folder / KEY
+            path = folder / LEDGER
             if self.place.simulated and not path.exists():
                 policy = policy_of_a_simulation(self.plan, self.place.index, self.config)
-                make_folder(folder)
-                self._opened = Ledger.create(path, policy, load_key(key) if key.exists() else create_key(key))
+                self._opened = Ledger.create(path, policy, simulated_key(folder))
             else:
-                self._opened = Ledger.open(path, load_key(key))
+                self._opened = Ledger.open(path, load_key(folder / KEY))
         return self._opened
 
 

@@ -168,7 +168,7 @@ def statement(config: Config, plan: PrivacyPlan, spent: float | None, left: floa
         Epsilon, and the same if all other silos collude with the coordinator, which is told in mode ``distributed`` only.
     """
     if config.privacy.mode == "none" or spent is None:
-        return "This run protects nobody: updates and counts left the silos as they were. Use it for reference only."
+        return "This run protects nobody: no noise was added to updates and counts. Use it for reference only."
     protected = (
         f"Each user of each silo is protected by differential privacy with epsilon = {rounded_up(spent)} and "
         f"delta = {small(plan.delta)} over the whole run (one user added or removed, all their interactions)"

@@ -27,6 +27,7 @@ from common.errors import ErrorCode
 from common.privacy.policy import policy_from_dict
 from common.protocol import RELEASED
 from common.secagg.roster import KeyRoster
+from common.secagg.rules import Rules
 from simulations.bench import benches
 from simulations.scenario import scenarios
 
@@ -213,3 +214,14 @@ def test_the_picture_is_well_formed_and_asks_nobody() -> None:
     assert re.findall(r"https?://[^\"' )]+", picture) == ["http://www.w3.org/2000/svg"]
     assert "prefers-color-scheme: dark" in picture
     assert float(root.attrib["width"]) <= 800
+
+
+def test_the_numbers_of_silos_that_a_secure_sum_takes_are_the_codes() -> None:
+    text = (ROOT / "docs" / "secure-aggregation.md").read_text(encoding="utf-8")
+    table = text.split("| shares that recover a secret | signatures of a quorum |")[1].split("\n\n")[0]
+    rows = [[int(cell.replace(",", "")) for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+    assert len(rows) >= 5
+    for silos, *shown in rows:
+        rules = Rules(silos)
+        plan = rules.plan(silos)
+        assert shown == [plan.degree, rules.least, plan.threshold, plan.quorum], silos

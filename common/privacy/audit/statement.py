@@ -210,7 +210,7 @@ def not_covered(facts: Facts) -> list[str]:
 def parameters_in_words(facts: Facts) -> str:
     """Epsilon and delta, or why there are none."""
     if facts.mode == "none":
-        return "None: updates and counts left the silos as they were."
+        return "None: no noise was added to updates and counts."
     if facts.epsilon is None or facts.delta is None:
         return "Not known from this evidence."
     words = (
