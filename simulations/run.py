@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Config, load, to_run_config, to_toml
+from common.data.catalogue_file import write_catalogue
 from common.data.population import Population, enrolled, load_population
 from common.durable import write_durably
 from common.errors import ConfigError
 from common.model.adapter import load_adapter, save_adapter
+from common.model.finished import ADAPTER, CATALOGUE, CONFIG
 from common.model.resident import resident
 from common.protocol import config_hash
 from server.checkpoint import START, read_metrics
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
 
 GridName = Literal["in-process", "flower"]
 
-RESULT, ROUNDS, CONFIG = "result.json", "rounds.jsonl", "config.toml"
-ADAPTER, CATALOGUE = "adapter.safetensors", "catalogue.jsonl"
+RESULT, ROUNDS = "result.json", "rounds.jsonl"
 
 
 @dataclass
@@ -118,7 +119,7 @@ def _simulate(
         watch.stage("loading model and item vectors")
         home = resident(config)
         evaluator = Evaluator(config, population, home.model, home.manifest)
-        _write_catalogue(folder / CATALOGUE, population)
+        write_catalogue(folder / CATALOGUE, population.dataset.catalogue)
     status, references = "finished", []
     grid: GridName = "in-process" if by_flower is None else "flower"
     try:
@@ -345,24 +346,6 @@ def _is_finished(folder: Path) -> bool:
         return bool(json.loads((folder / RESULT).read_text(encoding="utf-8"))["status"] == "finished")
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _write_catalogue(path: Path, population: Population) -> None:
-    """The public catalogue, one item a line, so that the run can recommend without its data source."""
-    catalogue = population.dataset.catalogue
-    lines = [
-        json.dumps(
-            {
-                "id": catalogue.ids[i],
-                "title": catalogue.titles[i],
-                "categories": catalogue.categories[i],
-                "fields": {name: column[i] for name, column in catalogue.fields.items()},
-            },
-            ensure_ascii=False,
-        )
-        for i in range(len(catalogue))
-    ]
-    write_durably(path, ("\n".join(lines) + "\n").encode())
 
 
 def _note(config: Config, record: dict[str, Any]) -> str:

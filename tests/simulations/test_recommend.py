@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import PartitionConfig, load
+from common.config import load
 from common.data.catalogue import Catalogue
-from common.data.interactions import Dataset
-from common.data.partition import partition
-from common.data.population import Population, load_population
+from common.data.catalogue_file import read_catalogue, write_catalogue
+from common.data.lookup import find_item
+from common.data.population import load_population
 from common.errors import DataError, ModelError, SilorecError
 from common.model.resident import resident
 from simulations.evaluate import Evaluator
-from simulations.recommend import RunModel, find_item, read_catalogue, recommend
-from simulations.run import _write_catalogue
+from simulations.recommend import RunModel, recommend
 from tests.simulations import small_run
 
 
@@ -106,9 +105,9 @@ def test_a_title_that_could_be_several_or_none_is_refused_with_the_nearest(shop:
         find_item(shop, "")
 
 
-def test_a_runs_catalogue_is_read_back_as_it_was(shop: Catalogue, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_runs_catalogue_is_read_back_as_it_was(shop: Catalogue, tmp_path: Path) -> None:
     path = tmp_path / "catalogue.jsonl"
-    _write_catalogue(path, Population(replace(dataset, catalogue=shop), partition(dataset, PartitionConfig(by="size"), 0)))
+    write_catalogue(path, shop)
     again = read_catalogue(path)
     assert again.fingerprint == shop.fingerprint
     assert (again.ids, again.titles, again.categories, again.fields) == (shop.ids, shop.titles, shop.categories, shop.fields)
