@@ -62,6 +62,14 @@ class LedgerError(PrivacyError):
     """A ledger is damaged, in use, closed, or cannot be written; nothing was released."""
 
 
+class BundleError(SilorecError):
+    """A bundle is not what its signer made, was signed by nobody who is trusted, or does not fit together; it was not used."""
+
+
+class ServingError(SilorecError):
+    """A request for recommendations cannot be answered as it stands, or the service cannot be started or reached."""
+
+
 class FederationError(SilorecError):
     """A round cannot go on: too few silos answered, or their updates do not fit."""
 
