@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import BundleError
 
-SCHEMA = 1
+SCHEMA: Final = 1
 
 
 class _Part(BaseModel):

@@ -94,8 +94,8 @@ class ItemTable:
 class Bundle:
     """An opened and verified bundle.
 
-    ``digest`` is the SHA-256 (hex) of its manifest and names it; ``signer`` the Ed25519 public key (hex) that signed it, which the
-    one who opened it trusts; ``model`` the bytes of the ONNX file.
+    ``digest`` is the SHA-256 (hex) of its manifest and names it; ``signer`` the Ed25519 public key (hex) that signed it, and
+    that whoever opened it trusts; ``model`` the bytes of the ONNX file.
     """
 
     digest: str
