@@ -1,6 +1,7 @@
 """silorec's public face: the command line, and the few names that Python users import.
 
-``from silorec import simulate, recommend, audit``; they are loaded when first used, so that ``silorec --help`` stays quick.
+``from silorec import simulate, recommend, load_bundle, audit``; they are loaded when first used, so that ``silorec --help`` stays
+quick.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import typer
 
-_NAMES = {"audit": "common.privacy.audit.verify", "recommend": "simulations.recommend", "simulate": "simulations.run"}
+_NAMES = {
+    "audit": "common.privacy.audit.verify",
+    "load_bundle": "common.bundle.files",
+    "recommend": "simulations.recommend",
+    "simulate": "simulations.run",
+}
 
 # Modules that the base goes without; a command that misses one says which extra brings it.
 _OPTIONAL = frozenset(
@@ -23,7 +29,12 @@ _OPTIONAL = frozenset(
     }
 )  # fmt: skip
 
-__all__ = ["audit", "main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__
+# The same for what answers with a bundle.
+_SERVING = frozenset(
+    {"fastapi", "grpc", "grpc_health", "grpc_reflection", "onnxruntime", "prometheus_client", "usearch", "uvicorn"}
+)
+
+__all__ = ["audit", "load_bundle", "main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__
 
 
 def __getattr__(name: str) -> Any:
@@ -36,10 +47,14 @@ def command_line() -> typer.Typer:
     """All commands, each role's small app mounted in one."""
     import typer
 
+    from client.gateway_cli import gateway_app
+    from common.bundle.cli import bundle_app
     from common.cli import fetch_app
     from common.data.cli import data_app
     from common.privacy.audit.cli import audit_app
     from common.privacy.ledger_cli import ledger_app
+    from server.bundle_cli import bundle_making_app
+    from server.serving.cli import serve_app
     from simulations.attacks.cli import attack_app
     from simulations.cli import simulations_app
 
@@ -54,10 +69,15 @@ def command_line() -> typer.Typer:
     app.add_typer(fetch_app)
     app.add_typer(data_app, name="data")
     app.add_typer(ledger_app, name="ledger")
+    app.add_typer(gateway_app)
+    app.add_typer(serve_app)
     audits = typer.Typer(help=audit_app.info.help, no_args_is_help=True)
     audits.add_typer(audit_app)
     audits.add_typer(attack_app)
     app.add_typer(audits, name="audit")
+    bundles = typer.Typer(help=bundle_app.info.help, no_args_is_help=True)
+    bundles.registered_commands += [*bundle_making_app.registered_commands, *bundle_app.registered_commands]
+    app.add_typer(bundles, name="bundle")
 
     @app.callback()
     def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside.")) -> None:
@@ -75,9 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
     except SilorecError as error:
         _end(str(error), 2)
     except ModuleNotFoundError as error:
-        if error.name not in _OPTIONAL:
+        if error.name not in _OPTIONAL | _SERVING:
             raise
-        _end(f"{error.name} is not installed: this needs the extra 'simulate': pip install 'silorec[simulate]'", 2)
+        extra = "serve" if error.name in _SERVING else "simulate"
+        _end(f"{error.name} is not installed: this needs the extra '{extra}': pip install 'silorec[{extra}]'", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except SystemExit as done:

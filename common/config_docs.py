@@ -20,7 +20,7 @@ from common.config import Config, describe
 _HEAD = """\
 # Settings
 
-This file is generated from `common/config.py`; `silorec simulate --settings` shows the same list.
+This file is generated from `common/config_sections.py`; `silorec simulate --settings` shows the same list.
 
 Every setting has a default. A TOML file changes it, and `--set key=value` changes it again. Flower's apps get the same settings
 as flat keys in their `run_config`. An unknown key or a value that is not allowed is an error that names the key, the value and

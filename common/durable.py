@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> Path:
+def write_durably(path: Path, content: bytes | Iterable[bytes | memoryview], *, mode: int = 0o666) -> Path:
     """Replace ``path`` by ``content`` so that a crash leaves either the old file or the new one, on the disk.
 
-    ``mode`` is cut by the process' umask, as usual; 0o600 is for what only its owner may read.
+    ``content`` may come in parts. ``mode`` is cut by the process' umask, as usual; 0o600 is for what only its owner may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from simulations.bench import Report
+    from simulations.watch import Watch
 
 simulations_app = typer.Typer(add_completion=False)
 
@@ -56,6 +57,9 @@ def simulate(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this name.")] = False,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Then distil the model, measure the student and make RUN/NAME.bundle; minutes.")
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the scenarios and stop.")] = False,
     show_settings: Annotated[bool, typer.Option("--settings", help="Show every setting with its default and stop.")] = False,
     as_json: AsJson = False,
@@ -79,13 +83,25 @@ def simulate(
             overrides.append(f"{key}={json.dumps(value)}")
     if as_json:
         folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=Silent())
+        if distil:
+            _distil(folder, Silent())
         typer.echo((folder / "result.json").read_text(encoding="utf-8"))
     else:
         with Terminal() as watch:
             folder = run(scenario, overrides=overrides, out=out, grid=grid.value, resume=resume, watch=watch)
+            if distil:
+                _distil(folder, watch)
         _print_result(folder, load(folder / "config.toml").evaluation.k)
     if json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"] == "interrupted":
         raise typer.Exit(INTERRUPTED)
+
+
+def _distil(folder: Path, watch: Watch) -> None:
+    """The student of a run that has finished; one that was interrupted is gone on with first."""
+    from simulations.student import distil_run
+
+    if json.loads((folder / "result.json").read_text(encoding="utf-8"))["status"] == "finished":
+        distil_run(folder, watch)
 
 
 @simulations_app.command("recommend")
@@ -118,7 +134,12 @@ def bench(
     show: Annotated[bool, typer.Option("--list", help="Show the benchmarks and stop.")] = False,
     silos: Annotated[int | None, typer.Option(help="Silos in a sum (secagg).", show_default=False)] = None,
     parameters: Annotated[int | None, typer.Option(help="Numbers in a vector (secagg).", show_default=False)] = None,
-    repeats: Annotated[int | None, typer.Option(help="How often; medians count (secagg).", show_default=False)] = None,
+    items: Annotated[int | None, typer.Option(help="Items in the catalogue (search).", show_default=False)] = None,
+    repeats: Annotated[int | None, typer.Option(help="How often; medians count (secagg, search).", show_default=False)] = None,
+    run: Annotated[str | None, typer.Option(help="Folder of a finished run (linkage).", show_default=False)] = None,
+    runs: Annotated[
+        str | None, typer.Option(help="Folder with finished runs ref0, ref1, ref2 and demo (student).", show_default=False)
+    ] = None,
     skip_legacy: Annotated[
         bool, typer.Option("--skip-legacy", help="Do not run Flower's side (secagg); its goals count as missed.")
     ] = False,
@@ -135,7 +156,15 @@ def bench(
         for title, about in benches().items():
             typer.echo(f"{title}: {about}")
         return
-    asked = {"silos": silos, "parameters": parameters, "repeats": repeats, "skip_legacy": skip_legacy or None}
+    asked = {
+        "silos": silos,
+        "parameters": parameters,
+        "items": items,
+        "repeats": repeats,
+        "run": run,
+        "runs": runs,
+        "skip_legacy": skip_legacy or None,
+    }
     settings = {key: value for key, value in asked.items() if value is not None}
     if as_json:
         report = run_bench(name, out, Silent(), **settings)

@@ -59,14 +59,16 @@ class ItemTable:
     text_dim: int
 
     def __post_init__(self) -> None:
-        n = len(self.vectors)
-        if self.vectors.ndim != 2 or self.vectors.dtype != np.int8 or not self.vectors.shape[1]:
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.int8 or not self.vectors.size:
             raise BundleError(f"item vectors are {self.vectors.dtype}{self.vectors.shape}, expected int8 (n_items, dim)")
+        if self.vectors.min() < -127:
+            raise BundleError("an item vector holds -128, which the symmetric code does not use")
+        n = len(self.vectors)
         for name, column in (("scales", self.scales), ("biases", self.biases)):
             if column.shape != (n,) or column.dtype != np.float32 or not np.isfinite(column).all():
                 raise BundleError(f"item {name} are {column.dtype}{column.shape}, expected {n} finite float32")
-        if not (self.scales > 0).all():
-            raise BundleError("an item's scale is not positive")
+        if not (self.scales > 0).all() or self.scales.max() > np.finfo(np.float32).max / 127:
+            raise BundleError("an item's scale is not positive, or its vector would not be finite")
         if not 1 <= self.text_dim <= self.dim:
             raise BundleError(f"text_dim = {self.text_dim} with vectors of {self.dim}")
 

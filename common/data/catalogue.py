@@ -72,8 +72,8 @@ class Catalogue:
     def texts(self) -> tuple[str, ...]:
         """One description per item, the input of the text encoder: title, year, categories, then other fields."""
         out = []
-        for i, title in enumerate(self.titles):
-            year = self.fields.get("year", ("",) * len(self))[i]
+        years = self.fields.get("year", ("",) * len(self))
+        for i, (title, year) in enumerate(zip(self.titles, years, strict=True)):
             parts = [f"{title} ({year})" if year and year not in title else title]
             if self.categories[i]:
                 parts.append(", ".join(self.categories[i]))
@@ -84,9 +84,9 @@ class Catalogue:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over ids and texts in order: what has to agree for item parameters to mean the same."""
-        digest = hashlib.sha256()
+        digest, encode = hashlib.sha256(), json.JSONEncoder(ensure_ascii=False).encode
         for item_id, text in zip(self.ids, self.texts, strict=True):
-            digest.update(json.dumps([item_id, text], ensure_ascii=False).encode())
+            digest.update(encode([item_id, text]).encode())
         return digest.hexdigest()
 
     def category_matrix(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,20 @@ def padded(rows: Sequence[Sequence[int] | NDArray[np.integer]], width: int) -> T
     for number, row in enumerate(rows):
         out[number, : len(row)] = row
     return torch.from_numpy(out)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What is kept of histories that were read so far, all of one length, so that the next item costs one token, not all again.
+
+    ``keys`` are the backbone's keys and values, ``total`` ``(B, dim)`` the sum of item vectors, each weighing ``pooling_decay``
+    per newer one, ``weight`` the sum of these weights, ``length`` the number of items.
+    """
+
+    keys: Any
+    total: Tensor
+    weight: float
+    length: int
 
 
 class Recommender(nn.Module):
@@ -142,11 +157,7 @@ class Recommender(nn.Module):
         positions = batch.items.clamp(min=0)
         vectors = self.item_vectors[positions] * known.unsqueeze(-1)
         hidden = self._hidden(batch, positions, vectors, known)
-        pooled = self.pool_weight(recency_pool(vectors, self.config.pooling_decay))
-        query = pooled + self.correction(hidden)
-        if self.config.normalise_query:
-            query = nn.functional.normalize(query, dim=-1)
-        return query, hidden
+        return self._query(recency_pool(vectors, self.config.pooling_decay), hidden), hidden
 
     def forward(self, batch: Batch, last_only: bool = False) -> Tensor:
         """Scores ``(B, T, n_items)``, or ``(B, n_items)`` after each user's last item with ``last_only``."""
@@ -155,19 +166,70 @@ class Recommender(nn.Module):
             last = (batch.items >= 0).sum(1).clamp(min=1) - 1
             rows = torch.arange(len(last), device=last.device)
             query, hidden = query[rows, last].unsqueeze(1), hidden[rows, last].unsqueeze(1)
+        scores = self.score(query, hidden)
+        return scores.squeeze(1) if last_only else scores
+
+    def score(self, query: Tensor, hidden: Tensor) -> Tensor:
+        """Scores ``(B, T, n_items)`` of queries ``(B, T, dim)`` and hidden states ``(B, T, width)``."""
         scores = self.scale(query) @ self.item_vectors.T
         if self.item_factors is not None:
             scores = scores + self.item_factors(self.factor_out(hidden))
-        scores = self.bias(scores)
-        return scores.squeeze(1) if last_only else scores
+        return self.bias(scores)
 
-    def _hidden(self, batch: Batch, positions: Tensor, vectors: Tensor, known: Tensor) -> Tensor:
+    def read(self, items: Tensor, before: Read | None = None) -> tuple[Tensor, Tensor, Read]:
+        """One more item of each history; what :meth:`query` says of its last position, from keys and values that were kept.
+
+        Parameters
+        ----------
+        items:
+            int64 ``(B,)`` positions in the catalogue; all histories have the same length and no text before them.
+        before:
+            What was read before, None at the start. It must not be used again.
+
+        Returns
+        -------
+        Queries ``(B, 1, dim)``, hidden states ``(B, 1, width)``, and what to keep for the next item.
+
+        Raises
+        ------
+        ModelError
+            If the backbone keeps no keys and values.
+        """
+        positions = items.unsqueeze(1)
+        vectors = self.item_vectors[positions]
+        length = 0 if before is None else before.length
+        place = torch.full_like(positions, self.first_position + length)
+        output = self.backbone(
+            inputs_embeds=self._tokens(positions, vectors),
+            position_ids=place,
+            past_key_values=None if before is None else before.keys,
+            use_cache=True,
+        )
+        if getattr(output, "past_key_values", None) is None:
+            raise ModelError(f"{self.name} keeps no keys and values of what it has read; use a Llama- or BERT-like backbone")
+        total, weight = vectors.squeeze(1), 1.0
+        if before is not None:
+            total = total + self.config.pooling_decay * before.total
+            weight += self.config.pooling_decay * before.weight
+        hidden = output.last_hidden_state
+        query = self._query((total / weight).unsqueeze(1), hidden)
+        return query, hidden, Read(output.past_key_values, total, weight, length + 1)
+
+    def _query(self, pooled: Tensor, hidden: Tensor) -> Tensor:
+        query = self.pool_weight(pooled) + self.correction(hidden)
+        return nn.functional.normalize(query, dim=-1) if self.config.normalise_query else query
+
+    def _tokens(self, positions: Tensor, vectors: Tensor) -> Tensor:
         if self.input_map is not None:
             tokens = self.input_map(vectors)
         else:
             tokens = vectors @ self.input_matrix  # type: ignore[operator]
         if self.item_factors is not None:
             tokens = tokens + self.factor_in(self.item_factors(positions))
+        return tokens
+
+    def _hidden(self, batch: Batch, positions: Tensor, vectors: Tensor, known: Tensor) -> Tensor:
+        tokens = self._tokens(positions, vectors)
         mask = known
         prefix = batch.text.shape[1]
         if prefix:

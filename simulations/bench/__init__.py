@@ -114,7 +114,7 @@ def goals_of(name: str) -> tuple[Goal, ...]:
     return tuple(Goal(figure, **limits) for figure, limits in table.get(name, {}).items())
 
 
-def run_bench(name: str, out: Path, watch: Watch, **settings: int) -> Report:
+def run_bench(name: str, out: Path, watch: Watch, **settings: int | str) -> Report:
     """Run one benchmark and keep its report as ``out/<name>.json``.
 
     ``settings`` change what it measures (sizes, repeats); the goals stay, and those for what was not measured count as missed.

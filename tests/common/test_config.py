@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from common.config import Config, _Section, describe, load, to_dict, to_run_config, to_toml
+from common.config import Config, Section, describe, load, to_dict, to_run_config, to_toml
 from common.errors import ConfigError
 
 
@@ -108,7 +108,7 @@ def test_lists_and_tables_may_be_json_in_a_string() -> None:
         ({"privacy.epsilom": 1}, ["'privacy.epsilom'", "did you mean 'epsilon'", "max_grad_norm"]),
         ({"privcy.epsilon": 1}, ["'privcy'", "did you mean 'privacy'", "training"]),
         ({"data.synthetic.user": 3}, ["'data.synthetic.user'", "did you mean 'users'", "interactions_per_user"]),
-        ({"zzz": 3}, ["unknown setting 'zzz' (allowed: aggregation, data, evaluation"]),
+        ({"zzz": 3}, ["unknown setting 'zzz' (allowed: aggregation, data, distillation, evaluation"]),
         ({"privacy.mode": "strong"}, ["privacy.mode = 'strong'", "'none'", "'silo'"]),
         ({"privacy.epsilon": -1}, ["privacy.epsilon = -1", "greater than 0"]),
         ({"privacy.epsilon": float("inf")}, ["privacy.epsilon = inf", "finite"]),
@@ -197,7 +197,7 @@ def test_every_setting_is_described_and_can_be_set_to_its_default() -> None:
 
     def leaves(model: type[BaseModel]) -> int:
         annotations = [info.annotation for info in model.model_fields.values()]
-        return sum(leaves(a) if isinstance(a, type) and issubclass(a, _Section) else 1 for a in annotations)
+        return sum(leaves(a) if isinstance(a, type) and issubclass(a, Section) else 1 for a in annotations)
 
     assert len(keys) == leaves(Config)
     flat = to_run_config(Config())
