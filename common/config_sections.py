@@ -223,20 +223,23 @@ class DistillationConfig(Section):
     )
     exploration: float = Field(0.0, ge=0, lt=1, description="share of made-up items that are drawn by popularity alone")
     top_k: int = Field(200, ge=1, description="the teacher's first items whose probabilities are learnt one by one")
-    epochs: int = Field(30, ge=1, description="passes over the made-up histories")
-    batch_size: int = Field(64, ge=1, description="histories per step")
+    epochs: int = Field(15, ge=1, description="passes over the made-up histories")
+    batch_size: int = Field(32, ge=1, description="histories per step")
     positions: int = Field(10, ge=0, description="positions of a history that are scored in a step, drawn anew; 0 is all")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW, at its highest")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW, on matrices only")
+    matrix_learning_rate: float = Field(0.02, gt=0, description="of Muon, which moves the matrices of layers, at its highest")
+    weight_decay: float = Field(0.01, ge=0, description="of both, on matrices only")
     cosine_weight: float = Field(1.0, ge=0, description="weight of the cosine between queries beside the divergence")
-    factor_dropout: float = Field(0.02, ge=0, lt=1, description="share of items whose factors are left out in a step")
+    factor_dropout: float = Field(0.01, ge=0, lt=1, description="share of items whose factors are left out in a step")
     layers: int = Field(2, ge=1, description="layers of the student")
-    width: int = Field(64, ge=1, description="width of its hidden states")
-    heads: int = Field(2, ge=1, description="attention heads; width must be a multiple")
-    feed_forward: int = Field(256, ge=1, description="width inside a layer")
+    width: int = Field(128, ge=1, description="width of its hidden states")
+    heads: int = Field(4, ge=1, description="attention heads; width must be a multiple")
+    feed_forward: int = Field(512, ge=1, description="width inside a layer")
     item_dim: int = Field(64, ge=0, description="width of the items' factors beside their text vectors")
     text_dim: int = Field(
-        0, ge=0, description="keep so many columns of the text vectors, turned to their main axes; 0 keeps them as they are"
+        192,
+        ge=0,
+        description="columns kept of the text vectors, which are turned to their main axes first; 0 keeps them as they are",
     )
     pruning: float = Field(0.0, ge=0, lt=1, description="share of the smallest feed-forward weights that are set to zero")
 

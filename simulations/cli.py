@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,12 +134,15 @@ def bench(
     show: Annotated[bool, typer.Option("--list", help="Show the benchmarks and stop.")] = False,
     silos: Annotated[int | None, typer.Option(help="Silos in a sum (secagg).", show_default=False)] = None,
     parameters: Annotated[int | None, typer.Option(help="Numbers in a vector (secagg).", show_default=False)] = None,
-    items: Annotated[int | None, typer.Option(help="Items in the catalogue (search).", show_default=False)] = None,
-    repeats: Annotated[int | None, typer.Option(help="How often; medians count (secagg, search).", show_default=False)] = None,
+    items: Annotated[int | None, typer.Option(help="Items in the catalogue (search, serve).", show_default=False)] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="How often; medians count (secagg, search, serve).", show_default=False)
+    ] = None,
     run: Annotated[str | None, typer.Option(help="Folder of a finished run (linkage).", show_default=False)] = None,
     runs: Annotated[
         str | None, typer.Option(help="Folder with finished runs ref0, ref1, ref2 and demo (student).", show_default=False)
     ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="What is served (serve).", show_default="one of random numbers")] = None,
     skip_legacy: Annotated[
         bool, typer.Option("--skip-legacy", help="Do not run Flower's side (secagg); its goals count as missed.")
     ] = False,
@@ -156,7 +159,7 @@ def bench(
         for title, about in benches().items():
             typer.echo(f"{title}: {about}")
         return
-    asked = {
+    asked: dict[str, Any] = {
         "silos": silos,
         "parameters": parameters,
         "items": items,
@@ -164,6 +167,7 @@ def bench(
         "run": run,
         "runs": runs,
         "skip_legacy": skip_legacy or None,
+        "bundle": None if bundle is None else str(bundle),
     }
     settings = {key: value for key, value in asked.items() if value is not None}
     if as_json:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
+import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from server.serving.running import Endpoint
 
 serve_app = typer.Typer()
+
+SWITCH_SECONDS = 0.001
+"""For which a thread may keep the interpreter. The engine's thread gives it up in each step and waits for it again afterwards;
+Python's 5 ms would be longer than an answer takes."""
 
 
 class Search(StrEnum):
@@ -95,6 +101,7 @@ def serve(
     Example: silorec serve --bundle shop.bundle --signer coordinator.pub --insecure
     """  # noqa: E501  an example is one line
     started = time.perf_counter()
+    sys.setswitchinterval(SWITCH_SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by NumPy's libraries: one thread has the engine, the others speak gRPC
     from common.bundle.cli import trusted_signers
     from common.serving import Live
@@ -158,6 +165,8 @@ async def _run(
     metrics, close = (None, None) if metrics_port is None else counts.open_port(metrics_port)
 
     def ready(port: int) -> None:
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: collecting garbage need not look at it again and again
         status, seconds = live.status, time.perf_counter() - started
         address = f"{endpoint.host}:{port}"
         if as_json:

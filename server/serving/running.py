@@ -67,7 +67,7 @@ def options(limits: Limits) -> list[tuple[str, Any]]:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, which answers about a sixth more questions (``silorec bench serve``), else asyncio's own."""
+    """uvloop's where it is installed, which answers about a sixth more questions, else asyncio's own."""
     try:
         import uvloop
     except ModuleNotFoundError:

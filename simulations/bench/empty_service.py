@@ -1,7 +1,7 @@
 """A gRPC service that does nothing: what a call of a question's and an answer's size costs by itself.
 
 It has the options and the credentials of the real service and hands back the same bytes to whatever comes.
-``python -m simulations.bench.empty_service`` reads :class:`Empty` as JSON and prints its port.
+The file is run, reads :class:`Empty` as JSON and prints its port.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import grpc
-
-from server.serving.limits import Limits
-from server.serving.running import new_event_loop, options
-from server.serving.tls import server_credentials
 
 SERVICE: Final = "silorec.bench.Empty"
 METHOD: Final = f"/{SERVICE}/Call"
@@ -33,6 +27,12 @@ class Empty:
 
 async def serve(empty: Empty) -> None:
     """Until the process ends."""
+    import grpc
+
+    from server.serving.limits import Limits
+    from server.serving.running import options
+    from server.serving.tls import server_credentials
+
     answer = bytes(empty.answer_bytes)
 
     async def call(raw: bytes, context: Any) -> bytes:
@@ -52,6 +52,8 @@ async def serve(empty: Empty) -> None:
 
 
 def main() -> None:
+    from server.serving.running import new_event_loop
+
     raw: dict[str, Any] = json.loads(sys.stdin.readline())
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(Empty(raw["answer_bytes"], tuple(raw["certificates"]))))

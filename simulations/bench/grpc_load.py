@@ -3,7 +3,7 @@
 A gRPC client in Python spends as much processor time on a call as the service does. This one speaks just enough HTTP/2 (RFC 9113)
 for calls of one message whose headers never change: a call is one write of bytes made beforehand. It counts a call as answered
 when a message of exactly the expected length came before the stream's end, and it checks no more than that. It is a process of
-its own: ``python -m simulations.bench.grpc_load`` reads :class:`Load` as JSON and prints :class:`Outcome` as JSON.
+its own: the file is run, reads :class:`Load` as JSON and prints :class:`Outcome` as JSON.
 
 Two ways to ask. *Closed*: ``streams`` calls are always under way, which finds saturation. *Open*: calls start at the times of a
 Poisson process whatever the server does, and a call's time counts from when it should have started, so that a server that falls

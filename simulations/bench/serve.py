@@ -26,7 +26,7 @@ import numpy as np
 from common.bundle.contents import Bundle
 from common.errors import ConfigError
 from common.recommending import ANSWERS, PAD, SLOTS
-from simulations.bench import Figure, register
+from simulations.bench import Figure, empty_service, grpc_load, register
 from simulations.bench.grpc_load import Load, Outcome
 from simulations.watch import Watch
 
@@ -141,7 +141,7 @@ def _started(command: Sequence[str], said: str, certificates: tuple[str, ...]) -
     """A process that prints its port as JSON, ended afterwards."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen([sys.executable, "-m", *command], **pipes) as process:
+    with subprocess.Popen([sys.executable, *command], **pipes) as process:
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -149,7 +149,7 @@ def _started(command: Sequence[str], said: str, certificates: tuple[str, ...]) -
             process.stdin.flush()
             line = process.stdout.readline()
             if not line:
-                raise ConfigError(f"{command[0]} did not start; what it said stands above")
+                raise ConfigError(f"{Path(command[1]).name} did not start; what it said stands above")
             facts = json.loads(line)
             yield _Started(process, int(facts.get("port") or facts["address"].rpartition(":")[2]), certificates)
         finally:
@@ -162,12 +162,12 @@ def _service(prepared: Prepared, secure: bool) -> Any:
     options = ["--port", "0", "--json", "--no-watch", *UNLIMITED]
     names = ("--tls-cert", "--tls-key", "--client-ca")
     tls = [part for pair in zip(names, prepared.service_tls, strict=True) for part in pair] if secure else ["--insecure"]
-    return _started(["silorec", "serve", *bundle, *options, *tls], "", prepared.client_tls if secure else ())
+    return _started(["-m", "silorec", "serve", *bundle, *options, *tls], "", prepared.client_tls if secure else ())
 
 
 def _empty(prepared: Prepared, secure: bool) -> Any:
     said = json.dumps({"answer_bytes": answer_bytes(prepared), "certificates": prepared.service_tls if secure else ()})
-    return _started(["simulations.bench.empty_service"], said, prepared.client_tls if secure else ())
+    return _started(_program(empty_service), said, prepared.client_tls if secure else ())
 
 
 def answer_bytes(prepared: Prepared) -> int:
@@ -201,13 +201,12 @@ def _one_after_the_other(
 
     from common.engine import Engine
     from common.proto import path_of
-    from simulations.bench.empty_service import METHOD
 
     engine = Engine(prepared.bundle)
     seconds: dict[str, list[float]] = {"engine": [], "empty": [], "whole": []}
     with ExitStack() as stack:
         whole = stack.enter_context(_channel(service)).unary_unary(path_of("Recommend"))
-        nothing = stack.enter_context(_channel(empty)).unary_unary(METHOD)
+        nothing = stack.enter_context(_channel(empty)).unary_unary(empty_service.METHOD)
         kinds: dict[str, Callable[[int], object]] = {
             "engine": lambda place: engine.top([prepared.histories[place]], ANSWERS),
             "empty": lambda place: nothing(prepared.questions[place], timeout=30),
@@ -297,9 +296,14 @@ def _many_at_once(
     ]
 
 
+def _program(module: Any) -> list[str]:
+    """A module of this folder run as a file, without what the package around it imports."""
+    return ["-P", str(module.__file__)]
+
+
 def run_load(load: Load) -> Outcome:
     """In a process of its own."""
-    command = [sys.executable, "-m", "simulations.bench.grpc_load"]
+    command = [sys.executable, *_program(grpc_load)]
     done = subprocess.run(command, input=json.dumps(asdict(load)), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"the load generator failed: {done.stderr.strip().splitlines()[-1:]}")

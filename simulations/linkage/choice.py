@@ -23,6 +23,7 @@ from simulations.linkage.visits import History, Visits, apart
 CAPS: Final = (3, 5, 8, 10, 15, 20, 30)
 CUTS: Final[dict[str, tuple[int, ...] | None]] = {"all shuffled": (), "1+3": (1, 3), "1+3+6": (1, 3, 6), "order kept": None}
 """Names of recency buckets, newest first, and what is left; None for a bucket for each item."""
+REPLACED_CAPS: Final = (3, 5, 10, 20)
 REPLACEMENTS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 DISTINCTIVE: Final = 0.1
 """Share of people with the rarest items, and of links of which the adversary is surest: where averages would hide harm."""
@@ -51,12 +52,12 @@ def setting(cap: int, cut: str, replacement: float = 0.0) -> Setting:
 
 
 def grid() -> list[Setting]:
-    """All cuts without replacement, and all replacements with buckets 1+3, for every cap.
+    """All cuts without replacement for every cap, and all replacements with buckets 1+3 for some caps.
 
     Buckets 1+3+6 leave nothing over, and are buckets 1+3, where the cap is at most 10.
     """
     plain = [setting(cap, cut) for cut, sizes in CUTS.items() for cap in CAPS if cut != "1+3+6" or cap > sum(sizes or ())]
-    return plain + [setting(cap, "1+3", p) for p in REPLACEMENTS if p > 0 for cap in CAPS]
+    return plain + [setting(cap, "1+3", p) for p in REPLACEMENTS if p > 0 for cap in REPLACED_CAPS]
 
 
 def draws_for(wanted: Setting, repeats: int) -> int:

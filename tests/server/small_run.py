@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"source": "/nowhere/shop.csv"},
     "partition": {"silos": 2},
     "federation": {"declared_users": [30, 40], "rounds": 3},
-    "distillation": {"histories": 60, "epochs": 3, "width": 16, "feed_forward": 32, "item_dim": 4, "top_k": 8},
+    "distillation": {"histories": 60, "epochs": 3, "width": 16, "heads": 2, "feed_forward": 32, "item_dim": 4, "top_k": 8},
 }
 
 

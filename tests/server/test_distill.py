@@ -25,7 +25,7 @@ from server.teachers import load_teachers, read_public_histories
 from tests.common.model import small_model
 from tests.server import small_run
 
-LONGER = {"distillation__histories": 400, "distillation__epochs": 12, "distillation__batch_size": 16}
+LONGER = {"distillation__histories": 200, "distillation__epochs": 10, "distillation__batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def test_it_learns_what_the_teacher_says(teacher: Recommender, distilled: Distil
     first, last = distilled.epochs[0], distilled.epochs[-1]
     assert last.held_out_divergence < 0.5 * first.held_out_divergence
     assert last.held_out_cosine < first.held_out_cosine
-    assert [epoch.number for epoch in distilled.epochs] == list(range(1, 13))
-    assert 0.9 < distilled.agreement <= 1.0
+    assert [epoch.number for epoch in distilled.epochs] == list(range(1, 11))
+    assert 0.85 < distilled.agreement <= 1.0
 
 
 def test_a_seed_settles_the_student(teacher: Recommender) -> None:
@@ -95,11 +95,8 @@ def test_cut_text_vectors_keep_the_products_that_matter(teacher: Recommender) ->
     smaller = main_axes(vectors, 3)
     assert smaller is not None
     torch.testing.assert_close(smaller, axes[:, :3])
-    assert main_axes(vectors, 0) is main_axes(vectors, vectors.shape[1]) is None
-    with pytest.raises(ModelError, match="have 64 columns"):
-        main_axes(vectors, 65)
-    with pytest.raises(ModelError, match="span 12 directions"):
-        main_axes(vectors, 13)
+    for nothing_to_cut in (0, 12, 64, 500):  # of 12 items and 64 columns
+        assert main_axes(vectors, nothing_to_cut) is None
     small = distil([teacher], small_run.config(distillation__text_dim=5))
     assert small.student.shape.text_dim == 5
     assert small.axes is not None
@@ -218,7 +215,7 @@ print(made.digest)
 
 
 def test_no_private_record_is_read(tmp_path: Path, catalogue: Catalogue) -> None:
-    """From three files, in a process that ends if it opens anything of a silo, with an empty cache and no data where it points."""
+    """From three files, in a process that ends if it opens anything of a silo, with an empty cache."""
     private = tmp_path / "silos"
     private.mkdir()
     (private / "shop.csv").write_text("user,item,time\nu1,i1,1\n")

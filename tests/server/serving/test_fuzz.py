@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from common.bundle.contents import Bundle
 from common.privacy.signing import SigningKey
 from common.proto import SERVICE, path_of
-from common.recommending import ANSWERS
+from common.recommending import ANSWERS, PAD
 from tests.server.serving.running_service import Running, question, raw_call
 from tests.server.serving.test_questions import field, packed, varint
 from tests.server.serving.test_running import process
@@ -44,9 +44,13 @@ fields = st.one_of(
 
 
 def with_catalogue(bundle: Bundle) -> st.SearchStrategy[bytes]:
-    """Fields behind the right fingerprint, which get further."""
+    """Fields behind the right fingerprint, which get further; some are questions."""
     fingerprint = field(1, bytes.fromhex(bundle.catalogue_fingerprint))
-    return st.builds(lambda history, more: fingerprint + field(2, packed(history)) + more, histories, fields | st.just(b""))
+    shown = st.lists(st.integers(0, 149), max_size=32).map(lambda items: items + [PAD] * (32 - len(items)))
+    good = shown | st.lists(shown, max_size=66).map(lambda rows: [slot for row in rows for slot in row])
+    return st.builds(
+        lambda history, more: fingerprint + field(2, packed(history)) + more, good | histories, st.just(b"") | fields
+    )
 
 
 keys = st.text("abcdefghijklmnopqrstuvwxyz-_.0123456789", min_size=1, max_size=20).filter(lambda key: not key.endswith("-bin"))

@@ -140,7 +140,6 @@ def test_a_caller_without_a_deadline_gets_the_services(
             told = [*pool.map(lambda _: refusal(lambda: raw_call(channel)(raw, timeout=10)), range(80))]
         codes = [code.name for code, _ in told]
         assert set(codes) == {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-        assert codes.count("DEADLINE_EXCEEDED") <= 64 + 1
         leave.set()
         time.sleep(0.2)
         assert raw_call(channel)(raw, timeout=10)
