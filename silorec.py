@@ -24,14 +24,14 @@ _NAMES = {
 # Modules that the base goes without; a command that misses one says which extra brings it.
 _OPTIONAL = frozenset(
     {
-        "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "mpmath", "opacus", "peft", "psutil", "ray", "scipy",
-        "sklearn", "threadpoolctl", "torch", "transformers",
+        "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "mpmath", "onnx", "opacus", "peft", "psutil", "ray",
+        "scipy", "sklearn", "threadpoolctl", "torch", "transformers",
     }
 )  # fmt: skip
 
 # The same for what answers with a bundle.
 _SERVING = frozenset(
-    {"fastapi", "grpc", "grpc_health", "grpc_reflection", "onnxruntime", "prometheus_client", "usearch", "uvicorn"}
+    {"fastapi", "google", "grpc", "grpc_health", "grpc_reflection", "onnxruntime", "prometheus_client", "usearch", "uvicorn"}
 )
 
 __all__ = ["audit", "load_bundle", "main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__

@@ -80,7 +80,9 @@ def quantise(model: bytes) -> bytes:
         try:
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
         except ImportError:
-            raise ConfigError("int8 models need onnxruntime 1.22 or newer: pip install -U onnxruntime") from None
+            raise ConfigError(
+                "int8 models need onnxruntime 1.22 or newer and onnxscript: pip install -U 'silorec[server]'"
+            ) from None
         rounding = MatMulNBitsQuantizer(
             onnx.load_from_string(model), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
         )

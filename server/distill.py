@@ -188,11 +188,12 @@ class Lesson:
     def __init__(
         self, student: Student, histories: Histories, axes: Tensor | None, settings: DistillationConfig, seed: int
     ) -> None:
+        self.generator = np.random.default_rng(seed)
+        drawn = self.generator.permutation(len(histories))
         held = max(1, round(HELD_OUT * len(histories)))
         self.student, self.settings = student, settings
         self.axes = axes
-        self.held, self.taught = histories.part(slice(0, held)), histories.part(slice(held, None))
-        self.generator = np.random.default_rng(seed)
+        self.histories, self.held, self.taught = histories, histories.part(drawn[:held]), drawn[held:]
         self.masks: dict[str, Tensor] = {}
         self.optimisers = optimisers_of(student, settings)
         self.steps = settings.epochs * math.ceil(len(self.taught) / settings.batch_size)
@@ -213,11 +214,11 @@ class Lesson:
     def epoch(self) -> tuple[float, float]:
         """One pass in an order of its own; mean divergence and cosine distance while learning."""
         self.student.train()
-        order = self.generator.permutation(len(self.taught))
+        order = self.generator.permutation(self.taught)
         sums = np.zeros(2)
         for start in range(0, len(order), self.settings.batch_size):
             rows = np.sort(order[start : start + self.settings.batch_size])
-            divergence, cosine = self._distances(self.taught.part(rows), learning=True)
+            divergence, cosine = self._distances(self.histories.part(rows), learning=True)
             loss = divergence.mean() + self.settings.cosine_weight * cosine.mean()
             self.student.zero_grad()
             loss.backward()
@@ -232,9 +233,13 @@ class Lesson:
     def measured(self) -> tuple[float, float]:
         """Mean divergence and cosine distance over all positions of the held-out histories."""
         self.student.eval()
+        sums, size = np.zeros(2), self.settings.batch_size
         with torch.inference_mode():
-            divergence, cosine = self._distances(self.held, learning=False)
-        return float(divergence.mean()), float(cosine.mean())
+            for start in range(0, len(self.held), size):
+                distances = self._distances(self.held.part(slice(start, start + size)), learning=False)
+                sums += [float(one.sum()) for one in distances]
+        divergence, cosine = sums / self.held.items.size
+        return float(divergence), float(cosine)
 
     def agreement(self, k: int = 10) -> float:
         """Share of the teacher's first ``k`` new items after each held-out history that are among the student's."""

@@ -256,18 +256,15 @@ def _many_at_once(
         )
 
     hand = Loop(prepared.bundle)
-    watch.stage(f"saturation, {channel}", repeats)
-    by_hand, saturated = [], []
+    watch.stage(f"saturation and {SHARE:.0%} of it, {channel}", repeats)
+    by_hand, saturated, open_loop = [], [], []
     for done in range(repeats):
         by_hand.append(hand.per_second(prepared.histories, seconds / 2))
         saturated.append(load(streams=STREAMS, connections=CONNECTIONS))
+        rate = SHARE * saturated[-1].answered / saturated[-1].seconds
+        open_loop.append(load(rate=rate, connections=CONNECTIONS, seed=done))
         watch.step(done + 1)
     saturation = median(outcome.answered / outcome.seconds for outcome in saturated)
-    watch.stage(f"{SHARE:.0%} of saturation, {channel}", repeats)
-    open_loop = []
-    for done in range(repeats):
-        open_loop.append(load(rate=SHARE * saturation, connections=CONNECTIONS, seed=done))
-        watch.step(done + 1)
     failed = sum(outcome.failed for outcome in [*saturated, *open_loop])
     if failed:
         raise ConfigError(f"{failed} questions of the load were not answered; nothing can be said about speed")
@@ -277,9 +274,8 @@ def _many_at_once(
     loop = median(by_hand)
     at = f"at {SHARE:.0%} of saturation"
     generator = f"{STREAMS} questions under way over {CONNECTIONS} connections; the load generator took {share:.0%} of a core"
-    arrivals = (
-        f"Poisson arrivals, {SHARE * saturation:.0f} a second, from the intended start; median of {repeats} times {seconds} s"
-    )
+    rates = f"{SHARE:.0%} of the saturation just before, {SHARE * saturation:.0f} a second in the median"
+    arrivals = f"Poisson arrivals, {rates}; from the intended start; median of {repeats} times {seconds} s"
     return [
         Figure(f"a loop of ONNX Runtime and NumPy without a network, beside {channel}", loop, "1/s", f"median of {repeats}"),
         Figure(

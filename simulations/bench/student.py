@@ -7,6 +7,7 @@ bench left in ``OUT/student`` are not distilled again: then the seconds are thos
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from common.errors import DataError
 from common.model.finished import ADAPTER
 from common.model.recommender import Batch, Recommender, autocast
 from server.bundle_cli import KEY, signing_key
-from server.bundling import make_bundle
+from server.bundling import RESULT, make_bundle
 from simulations.bench import Figure, register
 from simulations.run import simulate
 from simulations.student import Kept, Pupil, keep, pupil_of
@@ -40,7 +41,7 @@ def student(out: Path, watch: Watch, *, runs: str = "") -> list[Figure]:
     kept: dict[str, Kept] = {}
     for name in (*REFERENCES, DEMO):
         run = folder / name
-        if not (run / ADAPTER).is_file():
+        if not is_finished(run):
             raise DataError("there is no finished run; make it with silorec simulate, or leave out --runs", run)
         pupil = pupil_of(linked(run, out / "students" / name), watch)
         watch.stage(f"{name}: measuring")
@@ -55,11 +56,19 @@ def trained(out: Path, watch: Watch) -> Path:
     folder = out / "runs"
     scenarios = {name: ("ml-100k-reference", seed) for name, seed in REFERENCES.items()} | {DEMO: ("ml-100k", 0)}
     for name, (scenario, seed) in scenarios.items():
-        if not (folder / name / "result.json").is_file():
+        if not is_finished(folder / name):
             watch.say(f"training {name}")
             settings = (f"name={name}", f"run.seed={seed}", "evaluation.references=[]")
             simulate(scenario, overrides=settings, out=folder, watch=watch, resume=(folder / name).is_dir())
     return folder
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a simulation came to its end there; a run that goes on has an adapter too."""
+    try:
+        return bool(json.loads((run / RESULT).read_text(encoding="utf-8"))["status"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def linked(run: Path, copy: Path) -> Path:

@@ -53,7 +53,7 @@ def test_question_has_every_slot_and_pads_only_at_the_end(history, protection, s
     assert len(items) == wanted
 
 
-@given(histories, protections.map(lambda p: Protection(p.cap, p.buckets)), st.integers(0, 2**32))
+@given(histories, protections.map(lambda p: Protection(p.cap, p.buckets, 0.0)), st.integers(0, 2**32))
 def test_without_replacement_each_bucket_keeps_its_items_and_its_place(history, protection, seed):
     left = shown(protect(history, N_ITEMS, protection, Random(seed)))
     for bucket in cut_by_hand(history[-protection.cap :], protection.buckets):
@@ -65,7 +65,7 @@ def test_without_replacement_each_bucket_keeps_its_items_and_its_place(history, 
 
 @given(histories, st.integers(1, SLOTS), st.integers(0, 2**32))
 def test_buckets_of_one_item_keep_the_whole_order(history, cap, seed):
-    assert shown(protect(history, N_ITEMS, Protection(cap, (1,) * cap), Random(seed))) == history[-cap:]
+    assert shown(protect(history, N_ITEMS, Protection(cap, (1,) * cap, 0.0), Random(seed))) == history[-cap:]
 
 
 def test_what_is_older_than_the_cap_changes_nothing():
@@ -75,7 +75,7 @@ def test_what_is_older_than_the_cap_changes_nothing():
 
 def test_all_orders_in_a_bucket_are_equally_likely():
     rng = Random(11)
-    seen = Counter(tuple(shown(protect([1, 2, 3, 4], N_ITEMS, Protection(4, ()), rng))) for _ in range(24_000))
+    seen = Counter(tuple(shown(protect([1, 2, 3, 4], N_ITEMS, Protection(4, (), 0.0), rng))) for _ in range(24_000))
     assert chisquare([seen[order] for order in permutations([1, 2, 3, 4])]).pvalue > ALARM
 
 
@@ -119,7 +119,7 @@ def test_fresh_replacement_differs_between_questions():
 
 
 def test_filling_hides_the_length_behind_the_real_items():
-    protection = Protection(10, (1, 2), fill=True)
+    protection = Protection(10, (1, 2), 0.0, fill=True)
     question = shown(protect([5, 6, 7], N_ITEMS, protection, Random(0)))
     assert len(question) == 10
     assert question[-1] == 7

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.engine import approximate
 from common.errors import ConfigError
 from simulations.bench import goals_of, run_bench, search
 from simulations.bench.made_up_shop import TEXT_DIM, WINDOW, MadeUpShop
@@ -17,6 +18,7 @@ from simulations.watch import Silent
 def test_every_goal_is_about_a_figure_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the index is faster is not asked here: in so few items it need not be."""
     monkeypatch.setattr(search, "SMALLER", {"10k items": 1000})
+    monkeypatch.setattr(approximate, "QUERIES", 120)
     report = run_bench("search", tmp_path, Silent(), items=2000, repeats=40)
     values = {figure.name: figure.value for figure in report.figures}
     assert len(values) == len(report.figures)

@@ -37,10 +37,10 @@ def questions(visits, protection, seed=0):
 
 def test_same_history_again_is_linked_and_strangers_are_not(histories):
     noise = np.random.default_rng(0)
-    same = compare(*questions(apart(histories, 0), Protection(10, (1, 3))))
+    same = compare(*questions(apart(histories, 0), Protection(10, (1, 3), 0.0)))
     assert linked(same.nearest, noise).success() == 1.0
     visits = apart(histories, 0)
-    other = compare(questions(visits, Protection(10))[0], questions(visits, Protection(10))[1])
+    other = compare(questions(visits, Protection(10, (), 0.0))[0], questions(visits, Protection(10, (), 0.0))[1])
     shuffled = other.nearest[:, np.random.default_rng(1).permutation(PEOPLE)]
     # Columns of strangers: at most 8 of 120 right with probability above 1 - 2e-6 (Poisson of mean 1).
     assert linked(shuffled, noise).success() <= 8 / PEOPLE
@@ -71,7 +71,7 @@ def test_trained_matcher_uses_what_the_nearest_neighbour_does_not_see():
 
 
 def test_shared_items_are_weighted_as_a_loop_does(histories):
-    first, second = questions(apart(histories[:20], 2), Protection(10, (1, 3)))
+    first, second = questions(apart(histories[:20], 2), Protection(10, (1, 3), 0.0))
     compared = compare(first, second)
     rows_a, rows_b = ([set(row.tolist()) for row in day.histories()] for day in (first, second))
     frequency = {i: sum(i in row for row in rows_a + rows_b) for i in range(N_ITEMS)}
@@ -90,7 +90,7 @@ def test_ages_say_what_buckets_leave(histories):
 
 
 def test_kept_order_ages_evenly(histories):
-    first, second = questions(apart(histories, 3), Protection(20, (1,) * 20))
+    first, second = questions(apart(histories, 3), Protection(20, (1,) * 20, 0.0))
     compared = compare(first, second)
     right = np.arange(PEOPLE)
     assert compared.features[right, right, compared.names.index("ageing")] == pytest.approx(3.0, abs=1e-4)

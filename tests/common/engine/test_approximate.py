@@ -14,7 +14,8 @@ import pytest
 
 from common.bundle.contents import Bundle, ItemTable
 from common.engine import Engine, Request, approximate
-from common.engine.approximate import Geometry, measured_depths, recall
+from common.engine.approximate import ApproximateIndex, Geometry, best_of, measured_depths, recall
+from common.engine.search import ExactSearch
 from common.engine.walks import tastes, walks
 from tests.bundles import tiny_bundle
 
@@ -113,6 +114,40 @@ def test_filters_leave_as_many_as_exact_search_and_the_same_scores(engine: Engin
     assert missed <= (0.05 if "diversity" in wishes else 0.02) * all_of_them
 
 
+def test_where_filters_leave_the_unlikely_only_they_are_still_found(engine: Engine, exact: Engine) -> None:
+    """What the index gives is then all refused: exact search has to answer."""
+    history = (3, 4, 5)
+    scores = exact.scores([history])[0]
+    unlikely = frozenset(np.argsort(scores)[: N // 2].tolist())
+    got, expected = (e.recommend(Request(history, allow=unlikely)) for e in (engine, exact))
+    assert len(got) == 10
+    assert [item.position for item in got] == [item.position for item in expected]
+
+
+def test_what_is_refused_is_made_up_for_by_the_index_itself(
+    engine: Engine, exact: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = (3, 4, 5)
+    best = exact.top([history], 80)[0][0].tolist()
+    expected = [item.position for item in exact.recommend(Request(history, deny=frozenset(best)))]
+    monkeypatch.setattr(engine._exact, "scores", None)  # would be called, and fail
+    got = [item.position for item in engine.recommend(Request(history, deny=frozenset(best)))]
+    assert not set(got) & set(best)
+    assert len(set(got) & set(expected)) >= 9
+
+
+def test_popularity_and_the_order_of_equals_do_not_depend_on_the_graph(engine: Engine, exact: Engine) -> None:
+    assert engine.index is not None
+    junk = ApproximateIndex(engine.index.facts, Forgetful(np.tile(np.arange(900)[::-1], (2, 1)), 0), exact._exact)
+    nobody = np.zeros((2, 16), dtype=np.float32)
+    nobody[1, 0] = 1.0
+    found = junk.top(nobody, 10)[0]
+    assert found[0].tolist() == exact.top([[]], 10)[0][0].tolist()
+    flat = ExactSearch(replace(exact.bundle.items, biases=np.zeros(N, dtype=np.float32)))
+    near = np.array([[9, 2, -1, 5]])
+    assert best_of(flat, np.zeros((1, 16), dtype=np.float32), near, 4)[0].tolist() == [[2, 5, 9, -1]]
+
+
 def test_many_threads_ask_one_index(engine: Engine) -> None:
     asked = histories(120)
     alone = [engine.top([history], 10)[0][0].tolist() for history in asked]
@@ -152,10 +187,8 @@ class Forgetful:
     def search(self, codes: np.ndarray, count: int, threads: int) -> Any:
         self.tried.append(self.expansion_search)
         keys = self.best[:, :count].astype(np.uint64).copy()
-        if self.expansion_search < self.enough:
-            keys[:80:20, 0] = (
-                N - 1 - keys[:80:20, 0]
-            )  # in every 20th answer one of ten is another: recall 0.995 before the margin
+        if self.expansion_search < self.enough:  # one of ten is another in every 20th answer: recall 0.995 before the margin
+            keys[:80:20, 0] = N - 1 - keys[:80:20, 0]
 
         class Matches:
             pass

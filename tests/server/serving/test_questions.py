@@ -159,8 +159,8 @@ def test_refusals_can_be_collected_as_garbage() -> None:
         except Refused as error:
             kept = error  # noqa: F841  a circle: the exception, its traceback, this frame
 
-    for _ in range(10):
-        for _ in range(20):
+    for _ in range(2):
+        for _ in range(50):
             refuse()
         gc.collect()
 

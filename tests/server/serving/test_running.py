@@ -126,7 +126,7 @@ def test_a_caller_without_a_deadline_gets_the_services(
     bundle_file: Path, bundle: Bundle, key: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave = threading.Event()
-    limits = Limits(deadline=0.3, waiting=64, under_way=70, under_way_of_one=68)
+    limits = Limits(deadline=1.0, waiting=64, under_way=70, under_way_of_one=68)
     with Running(bundle_file, key.public_key, limits=limits) as running, grpc.insecure_channel(running.target) as channel:
         top = running.live.engine.top
         monkeypatch.setattr(running.live.engine, "top", lambda *arguments: (leave.wait(20), top(*arguments))[1])
