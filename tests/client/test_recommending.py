@@ -29,7 +29,7 @@ from tests.bundles import reference_scores, tiny_bundle, write_tiny
 from tests.server.serving.conftest import with_tls
 from tests.server.serving.running_service import Running
 
-SHOWN = Protection(cap=SLOTS, buckets=(1,) * SLOTS)
+SHOWN = Protection(cap=SLOTS, buckets=(1,) * SLOTS, replacement=0.0)
 """Everything in its order: answers can be compared with those to the history itself."""
 
 
@@ -94,7 +94,7 @@ def test_what_is_sent_is_the_protected_history_and_nothing_else(bundle: Bundle) 
         seen.append((raw, [(key, value) for key, value in context.invocation_metadata()]))
         return good(bundle)
 
-    protection, history = Protection(cap=6, buckets=(1, 2)), list(range(100, 140))
+    protection, history = Protection(cap=6, buckets=(1, 2), replacement=0.0), list(range(100, 140))
     with (
         stand_in(record) as port,
         RemoteRecommender(f"127.0.0.1:{port}", bundle.catalogue, protection=protection, rng=Random(3)) as remote,
@@ -113,7 +113,7 @@ def test_what_is_sent_is_the_protected_history_and_nothing_else(bundle: Bundle) 
 
 def test_seen_items_beyond_what_is_shown_are_taken_out_here(service: Running, bundle: Bundle) -> None:
     history = list(range(60))
-    with RemoteRecommender(service.target, bundle, protection=Protection(cap=2)) as remote:
+    with RemoteRecommender(service.target, bundle, protection=Protection(cap=2, replacement=0.0)) as remote:
         got = remote.recommend(history, 100)
         assert not {item.position for item in got} & set(history)
         assert len(got) >= 100 - 60
