@@ -136,13 +136,16 @@ def bench(
     parameters: Annotated[int | None, typer.Option(help="Numbers in a vector (secagg).", show_default=False)] = None,
     items: Annotated[int | None, typer.Option(help="Items in the catalogue (search, serve).", show_default=False)] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="How often; medians count (secagg, search, serve).", show_default=False)
+        int | None, typer.Option(help="How often; medians count (secagg, search, serve, linkage).", show_default=False)
     ] = None,
     run: Annotated[str | None, typer.Option(help="Folder of a finished run (linkage).", show_default=False)] = None,
     runs: Annotated[
         str | None, typer.Option(help="Folder with finished runs ref0, ref1, ref2 and demo (student).", show_default=False)
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="What is served (serve).", show_default="one of random numbers")] = None,
+    backbones: Annotated[
+        str | None, typer.Option(help='Language models, for example "minilm tiny-llama" (cold).', show_default="all three")
+    ] = None,
     skip_legacy: Annotated[
         bool, typer.Option("--skip-legacy", help="Do not run Flower's side (secagg); its goals count as missed.")
     ] = False,
@@ -166,6 +169,7 @@ def bench(
         "repeats": repeats,
         "run": run,
         "runs": runs,
+        "backbones": backbones,
         "skip_legacy": skip_legacy or None,
         "bundle": None if bundle is None else str(bundle),
     }

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +57,9 @@ EXPANSION_ADD: Final = 128
 """Neighbours of an item, and candidates when it is added. Half of each halves the time to build and doubles that of a search."""
 
 _AT_ONCE = 20_000
+_BY_ONE = 4_000
+"""First items, which one thread adds: where several begin a graph together, some items may stay out of reach."""
+
 _BIAS_COLUMNS = 16
 
 
@@ -229,9 +233,10 @@ def _build(bundle: Bundle, model: QueryModel, exact: ExactSearch, tell: Progress
         expansion_add=EXPANSION_ADD,
         enable_key_lookups=False,
     )
-    for first in range(0, len(items), _AT_ONCE):
-        last = min(first + _AT_ONCE, len(items))
-        graph.add(np.arange(first, last, dtype=np.uint64), geometry.of_items(items, first, last), threads=cores)
+    ends = [min(_BY_ONE, len(items)), *range(_BY_ONE + _AT_ONCE, len(items), _AT_ONCE), len(items)]
+    for first, last in pairwise([0, *sorted(set(ends))]):
+        threads = cores if first else 1
+        graph.add(np.arange(first, last, dtype=np.uint64), geometry.of_items(items, first, last), threads=threads)
         tell("building the index", last / len(items))
     tell("measuring recall", 0.0)
     depths = measured_depths(graph, geometry, exact, kinds, cores, tell)
