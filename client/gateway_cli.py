@@ -60,6 +60,9 @@ def gateway(
         ),
     ] = None,
     search: Annotated[Search, typer.Option(help="How the best items are found.")] = Search.auto,
+    index_folder: Annotated[
+        Path | None, typer.Option(help="Where the index of a large catalogue is kept between starts.", show_default=False)
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Requests computed at once.")] = 2,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones get 503.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON when ready.")] = False,
@@ -78,7 +81,7 @@ def gateway(
     from client.gateway.server import Server, address_of, hosts_for, listening
     from common.bundle.cli import trusted_signers
     from common.engine.threads import limit_numpy_threads
-    from common.serving import Live
+    from common.serving import Live, warmed
 
     limit_numpy_threads(1)  # requests run side by side, not each on all cores
     trusted = trusted_signers(signer)
@@ -89,7 +92,14 @@ def gateway(
         from client.gateway.desk import Desk
 
         oldest = None if not_before is None else not_before.replace(tzinfo=not_before.tzinfo or UTC)
-        live = Live(bundle, trusted, search=search.value, allow_older=allow_older, not_before=oldest, prepare=Desk)
+        live = Live(
+            bundle,
+            trusted,
+            open_engine=lambda opened: warmed(opened, search.value, index_folder),
+            allow_older=allow_older,
+            not_before=oldest,
+            prepare=Desk,
+        )
         settings = Settings(title, hosts_for(host, allow_host or []), threads, waiting, token)
 
         def ready() -> None:

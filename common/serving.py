@@ -19,25 +19,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Protocol, cast
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from common.bundle.contents import Bundle
 from common.bundle.files import read_bundle
 from common.engine import Engine, Request
+from common.engine.retrieval import NOT_FINITE, SearchChoice, probes
 from common.errors import BundleError, ServingError, SilorecError
 
 SUFFIX: Final = ".bundle"
 """What a bundle's name ends with; in a folder of bundles nothing else is looked at."""
 
 MANIFEST: Final = "MANIFEST.json"
-PROBES: Final = 3
-"""Items, spread over the catalogue, after each of which a new bundle must give finite scores."""
-
 log = logging.getLogger(__name__)
 
 Seen = tuple[str, int, int, int, int]
+
+
+class HasBundle(Protocol):
+    """Whatever answers from one bundle."""
+
+    @property
+    def bundle(self) -> Bundle: ...
+
+
+E = TypeVar("E", bound=HasBundle, default=Engine)
+E_co = TypeVar("E_co", bound=HasBundle, default=Engine, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -63,15 +73,15 @@ class Status:
 
 
 @dataclass(frozen=True, eq=False)
-class Current:
+class Current(Generic[E_co]):
     """An engine that answers, what :class:`Live`'s ``prepare`` made for it, and since when (seconds since 1970)."""
 
-    engine: Engine
+    engine: E_co
     prepared: Any
     since: float
 
 
-class Live:
+class Live(Generic[E]):
     """The current engine, and the only way to change it.
 
     Parameters
@@ -80,8 +90,9 @@ class Live:
         A bundle, or a folder in which the newest ``*.bundle`` counts.
     trusted:
         Ed25519 public keys (hex); a bundle signed by anybody else is refused.
-    search, threads, index_folder:
-        As in :class:`~common.engine.Engine`.
+    open_engine:
+        Makes what answers from a verified bundle, and raises :class:`BundleError` if that one cannot answer; None is
+        :func:`warmed`, an :class:`~common.engine.Engine` in this process.
     allow_older:
         Take a bundle whose card is older than the current one's, too.
     not_before:
@@ -101,17 +112,15 @@ class Live:
         path: Path,
         trusted: Collection[str],
         *,
-        search: Literal["auto", "exact", "approximate"] = "auto",
-        threads: int = 1,
+        open_engine: Callable[[Bundle], E] | None = None,
         allow_older: bool = False,
         not_before: datetime | None = None,
-        prepare: Callable[[Engine], Any] | None = None,
-        index_folder: Path | None = None,
+        prepare: Callable[[E], Any] | None = None,
     ) -> None:
         self.path, self.trusted = path, frozenset(trusted)
         self.allow_older, self.not_before = allow_older, not_before
+        self._open = open_engine or cast("Callable[[Bundle], E]", warmed)
         self._prepare = prepare
-        self._options: dict[str, Any] = {"search": search, "threads": threads, "index_folder": index_folder}
         self._changing = threading.Lock()
         self._seen: Seen | None = None
         self._stop = threading.Event()
@@ -119,7 +128,7 @@ class Live:
         self._swaps = self._rollbacks = self._refused = 0
         self._last_refusal: Refusal | None = None
         self._withdrawn: set[str] = set()
-        self._previous: Current | None = None
+        self._previous: Current[E] | None = None
         self._seen = _look(path)
         place = newest(path)
         first = read_bundle(place, self.trusted)
@@ -127,17 +136,17 @@ class Live:
         self._current = self._load(first, place)
 
     @property
-    def current(self) -> Current:
+    def current(self) -> Current[E]:
         """What answers now. Read it once for a request, and use that to its end."""
         return self._current
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> E:
         """The engine of :attr:`current`."""
         return self._current.engine
 
     @contextmanager
-    def use(self) -> Iterator[Engine]:
+    def use(self) -> Iterator[E]:
         """One engine for the whole of a request."""
         yield self._current.engine
 
@@ -244,10 +253,9 @@ class Live:
         self._last_refusal = Refusal(time.time(), reason)
         log.error("bundle refused, the old one goes on: %s", reason)
 
-    def _load(self, bundle: Bundle, path: Path) -> Current:
+    def _load(self, bundle: Bundle, path: Path) -> Current[E]:
         try:
-            engine = Engine(bundle, **self._options)
-            warm(engine)
+            engine = self._open(bundle)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
         prepared = None if self._prepare is None else self._prepare(engine)
@@ -280,20 +288,21 @@ def newest(path: Path) -> Path:
     return max(found)[1]
 
 
-def warm(engine: Engine) -> None:
-    """Let the engine answer: nobody waits for its first answer, and one that cannot answer is not used.
+def warmed(bundle: Bundle, search: SearchChoice = "auto", index_folder: Path | None = None) -> Engine:
+    """An engine that has answered: nobody waits for its first answer, and one that cannot answer is not used.
 
     Raises
     ------
     BundleError
-        If a query or a score is not finite.
+        If the bundle cannot be run, or a query or a score is not finite.
     """
-    n = len(engine.bundle.items)
-    probes = np.linspace(0, n - 1, min(n, PROBES)).astype(int).tolist()
-    for history in ((), *((i,) for i in probes), tuple(probes)):
+    engine = Engine(bundle, search=search, index_folder=index_folder)
+    n = len(bundle.items)
+    for history in probes(n):
         answer = engine.recommend(Request(history=history, k=min(n, 10), exclude_seen=False, explain=True))
         if not answer or not np.isfinite([recommended.score for recommended in answer]).all():
-            raise BundleError("the model gives scores that are not finite; take another bundle")
+            raise BundleError(NOT_FINITE)
+    return engine
 
 
 def created_at(bundle: Bundle, path: Path | None = None) -> datetime:

@@ -2,6 +2,11 @@
 
 A new item's text vector is the encoder's. Its factor and its bias are predicted from that by ridge regression on the items that
 the model knows (attribute-to-factor mapping, Gantner et al. 2010), so that it can be recommended at once.
+
+A prediction is the middle of what an item could be, and the first places go to items that are far from the middle: left at that,
+new items would never be seen. What counts is not the expected score but the expected probability, which is larger (Jensen), so
+all new items get the same number of nats more: as many as known items need, each predicted from all others, to be as probable
+together as they are (:func:`shortfall`).
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from numpy.typing import NDArray
 from common.bundle.contents import Bundle, ItemTable
 from common.bundle.files import write_bundle
 from common.data.catalogue import Catalogue
+from common.engine.queries import QueryModel
+from common.engine.walks import walks
 from common.errors import BundleError
 from common.model.encoder import item_vectors
 from common.privacy.signing import SigningKey
@@ -25,19 +32,25 @@ Floats = NDArray[np.float64]
 PENALTIES = tuple(float(10.0**power) for power in np.arange(-3.0, 5.5, 0.5))
 """Ridge penalties of which the best by leave-one-out is taken."""
 
+_WALKS, _PICKED = 512, 20_000
+
 ALIKE = 0.98
 """Least mean cosine between the bundle's text vectors and the encoder's, else it is another encoder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
-    """Linear prediction ``mean + (x - centre) @ weights`` of several targets; ``error`` is the leave-one-out mean square."""
+    """Linear prediction ``mean + (x - centre) @ weights`` of several targets.
+
+    ``left_out`` ``(n, m)`` is each row's prediction from all other rows, ``error`` the mean square of what that misses.
+    """
 
     centre: Floats
     weights: Floats
     mean: Floats
     penalty: float
     error: float
+    left_out: Floats
 
     def __call__(self, x: NDArray[np.floating]) -> Floats:
         return self.mean + (x - self.centre) @ self.weights
@@ -65,10 +78,11 @@ def fit_ridge(x: NDArray[np.floating], y: NDArray[np.floating], penalties: Seque
         shrink = singular**2 / (singular**2 + penalty)
         residual = (y - mean) - left @ (shrink[:, None] * target)
         leverage = (left**2 @ shrink) + 1.0 / len(x)
-        error = float(((residual / np.maximum(1.0 - leverage, 1e-9)[:, None]) ** 2).mean())
+        missed = residual / np.maximum(1.0 - leverage, 1e-9)[:, None]
+        error = float((missed**2).mean())
         if best is None or error < best.error:
             inverse = np.divide(singular, singular**2 + penalty)
-            best = Ridge(centre, right.T @ (inverse[:, None] * target), mean, penalty, error)
+            best = Ridge(centre, right.T @ (inverse[:, None] * target), mean, penalty, error, y - missed)
     assert best is not None
     return best
 
@@ -97,7 +111,9 @@ def add_items(bundle: Bundle, new: Catalogue, path: Path, key: SigningKey, *, en
     factor = fit_ridge(text[trained], known_rows[trained, table.text_dim :])
     bias = fit_ridge(text[trained], table.biases[trained, None])
     rows = np.concatenate([text[n:], factor(text[n:])], axis=1).astype(np.float32)
-    fresh = ItemTable.quantised(rows, bias(text[n:])[:, 0].astype(np.float32), table.text_dim)
+    guessed = np.concatenate([known_rows[trained, : table.text_dim], factor.left_out], axis=1)
+    more = shortfall(bundle, guessed, bias.left_out[:, 0])
+    fresh = ItemTable.quantised(rows, (bias(text[n:])[:, 0] + more).astype(np.float32), table.text_dim)
     items = ItemTable(
         np.concatenate([table.vectors, fresh.vectors]),
         np.concatenate([table.scales, fresh.scales]),
@@ -106,6 +122,30 @@ def add_items(bundle: Bundle, new: Catalogue, path: Path, key: SigningKey, *, en
     )
     card = bundle.card.model_copy(update={"added_items": bundle.card.added_items + len(new)})
     return write_bundle(path, card=card, catalogue=catalogue, items=items, model=bundle.model, key=key)
+
+
+def shortfall(bundle: Bundle, rows: Floats, biases: Floats) -> float:
+    """By how many nats guessed scores of the first ``n`` items are too low for these items to be as probable as they are.
+
+    The probabilities are the model's, on histories that it makes up itself (:func:`common.engine.walks.walks`).
+
+    Parameters
+    ----------
+    rows, biases:
+        ``(n, dim)`` and ``(n,)``, what would be guessed of each item if it were new.
+
+    Returns
+    -------
+    ``-log`` of the guessed scores' share: positive where guesses are too low.
+    """
+    model, n = QueryModel(bundle.scoring), len(rows)
+    picked = np.sort(np.random.default_rng(0).choice(n, min(n, _PICKED), replace=False))
+    queries = model.queries(*model.padded(walks(model, _WALKS))).astype(np.float64)
+    known = queries @ bundle.items.rows(picked).T.astype(np.float64) + bundle.items.biases[picked]
+    guessed = queries @ rows[picked].T + biases[picked]
+    highest = known.max(1, keepdims=True)
+    shares = np.exp(guessed - highest).sum(1) / np.exp(known - highest).sum(1)
+    return float(-np.log(shares.mean()))
 
 
 def joined(old: Catalogue, new: Catalogue) -> Catalogue:

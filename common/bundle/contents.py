@@ -93,6 +93,16 @@ class ItemTable:
 
 
 @dataclass(frozen=True, eq=False)
+class Scoring:
+    """What of a bundle makes scores, without names; ``window`` is how many of the newest items the model reads."""
+
+    digest: str
+    items: ItemTable
+    model: bytes
+    window: int
+
+
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """An opened and verified bundle.
 
@@ -115,3 +125,8 @@ class Bundle:
     def catalogue_fingerprint(self) -> str:
         """What two sides must share for item positions to mean the same."""
         return self.catalogue.fingerprint
+
+    @property
+    def scoring(self) -> Scoring:
+        """The part that scores."""
+        return Scoring(self.digest, self.items, self.model, self.card.model.window)

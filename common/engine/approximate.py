@@ -30,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.contents import Bundle, ItemTable
+from common.bundle.contents import ItemTable, Scoring
 from common.engine.queries import QueryModel
 from common.engine.search import ExactSearch, top_of
 from common.engine.walks import tastes, walks
@@ -197,7 +197,7 @@ def search_graph(graph: Any, codes: Codes, count: int, expansion: int, threads: 
 
 
 def index_of(
-    bundle: Bundle, model: QueryModel, exact: ExactSearch, *, folder: Path | None = None, progress: Progress | None = None
+    scoring: Scoring, model: QueryModel, exact: ExactSearch, *, folder: Path | None = None, progress: Progress | None = None
 ) -> ApproximateIndex | None:
     """The index of a bundle: from its file in ``folder`` if that is there and whole, else built, and kept there.
 
@@ -206,9 +206,9 @@ def index_of(
     from common.engine.index_file import load_index, save_index
 
     tell = progress or (lambda what, share: None)
-    if folder is not None and (kept := load_index(folder, bundle.digest)) is not None:
+    if folder is not None and (kept := load_index(folder, scoring.digest)) is not None:
         return ApproximateIndex(*kept, exact)
-    made = _build(bundle, model, exact, tell)
+    made = _build(scoring, model, exact, tell)
     if made is None:
         log.warning("no approximate index: recall stays below %g; search is exact", RECALL)
         return None
@@ -217,14 +217,14 @@ def index_of(
     return ApproximateIndex(*made, exact)
 
 
-def _build(bundle: Bundle, model: QueryModel, exact: ExactSearch, tell: Progress) -> tuple[Facts, Any] | None:
+def _build(scoring: Scoring, model: QueryModel, exact: ExactSearch, tell: Progress) -> tuple[Facts, Any] | None:
     from usearch.index import Index
 
     began, cores = time.perf_counter(), len(os.sched_getaffinity(0))
     tell("drawing histories", 0.0)
     drawn = (walks(model, QUERIES), tastes(model, exact, QUERIES))
     kinds = [model.queries(*model.padded(histories)) for histories in drawn]
-    geometry, items = Geometry.of(bundle.items, np.concatenate(kinds)), bundle.items
+    geometry, items = Geometry.of(scoring.items, np.concatenate(kinds)), scoring.items
     graph = Index(
         ndim=items.dim + geometry.bias_columns,
         metric="ip",
@@ -242,7 +242,7 @@ def _build(bundle: Bundle, model: QueryModel, exact: ExactSearch, tell: Progress
     depths = measured_depths(graph, geometry, exact, kinds, cores, tell)
     if not depths:
         return None
-    return Facts(bundle.digest, geometry, depths, sum(map(len, kinds)), time.perf_counter() - began), graph
+    return Facts(scoring.digest, geometry, depths, sum(map(len, kinds)), time.perf_counter() - began), graph
 
 
 def measured_depths(

@@ -11,21 +11,15 @@ from numpy.typing import NDArray
 
 from common.bundle.contents import Bundle
 from common.engine.explanation import Asked, Explainer
-from common.engine.queries import QueryModel
 from common.engine.ranking import Filters, boosted, diversified, pool_size, refused
 from common.engine.requests import Recommended, Request
-from common.engine.search import ExactSearch, top_of
-from common.errors import ServingError
+from common.engine.retrieval import Retrieval, SearchChoice
+from common.engine.search import top_of
 
 if TYPE_CHECKING:
-    from common.engine.approximate import ApproximateIndex, Progress
+    from common.engine.approximate import Progress
 
 Floats = NDArray[np.float32]
-SearchChoice = Literal["auto", "exact", "approximate"]
-
-APPROXIMATE_FROM = 200_000
-"""Items from which ``search="auto"`` builds an index."""
-
 _FEW = 16
 """Where filters leave less than this part of an indexed catalogue, those items are scored one and all."""
 
@@ -64,18 +58,11 @@ class Engine:
         index_folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if threads < 1:
-            raise ServingError(f"threads = {threads}: the engine needs one at least")
         self.bundle = bundle
-        self._model = QueryModel(bundle, threads)
-        self._exact = ExactSearch(bundle.items)
+        self._retrieval = Retrieval(bundle.scoring, search=search, threads=threads, index_folder=index_folder, progress=progress)
+        self._model, self._exact, self.index = self._retrieval.model, self._retrieval.exact, self._retrieval.index
         self._filters = Filters(bundle.catalogue)
         self._explainer = Explainer(bundle, self._model)
-        self.index: ApproximateIndex | None = None
-        if search == "approximate" or (search == "auto" and len(bundle.items) >= APPROXIMATE_FROM):
-            from common.engine.approximate import index_of
-
-            self.index = index_of(bundle, self._model, self._exact, folder=index_folder, progress=progress)
 
     @property
     def search(self) -> Literal["exact", "approximate"]:
@@ -126,12 +113,7 @@ class Engine:
         ServingError
             If an entry that the model would read is no item's position, or ``k`` is below 1.
         """
-        if k < 1:
-            raise ServingError(f"k = {k}: one item at least is to be asked for")
-        if not histories:
-            return np.empty((0, k), dtype=np.int32), np.empty((0, k), dtype=np.float32)
-        queries = self._model.queries(*self._model.padded(histories))
-        return self._exact.top(queries, k) if self.index is None else self.index.top(queries, k)
+        return self._retrieval.top(histories, k)
 
     def scores(self, histories: Sequence[Sequence[int]]) -> Floats:
         """Scores of all items ``(B, n_items)``, exact, in nats."""

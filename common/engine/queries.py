@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.contents import HISTORY, LENGTH, POOLED, QUERY, Bundle
+from common.bundle.contents import HISTORY, LENGTH, POOLED, QUERY, Scoring
 from common.errors import BundleError, ServingError
 
 Floats = NDArray[np.float32]
@@ -32,10 +32,9 @@ class QueryModel:
         If ONNX Runtime cannot load the model, or it is not what :mod:`common.bundle.contents` describes.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        self.items = bundle.items
-        self.window = bundle.card.model.window
-        self._session = _session(bundle.model, threads)
+    def __init__(self, scoring: Scoring, threads: int = 1) -> None:
+        self.items, self.window = scoring.items, scoring.window
+        self._session = _session(scoring.model, threads)
         self._check()
 
     def padded(self, histories: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

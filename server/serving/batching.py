@@ -1,25 +1,25 @@
 """Questions of many silos answered together: one call of the model for all that came while the engine was busy.
 
-Nobody waits for others to come: an idle engine takes a question at once. The busier it is, the more questions the next call has,
-which cost less each. Every batch is answered by one engine, whose catalogue all of its questions name.
+An idle engine takes a question at once. The busier it is, the more questions the next call has, which cost less each. Every
+batch is answered by one engine, whose catalogue all of its questions name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from typing import Final, Protocol
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from common.recommending import ANSWERS
-from common.serving import Current
+from common.serving import Current, HasBundle
 from server.serving.limits import WAIT
 from server.serving.questions import Questions, check_positions
 from server.serving.refusal import Refused, busy
@@ -27,7 +27,19 @@ from server.serving.refusal import Refused, busy
 MOST = 64
 """Questions in one call of the model; memory of a call grows with it."""
 
+PACE: Final = 0.002
+"""Seconds between the beginnings of two batches where questions come together: small batches cost more for each question. A
+question that is alone waits for nobody.
+"""
+
 log = logging.getLogger(__name__)
+
+
+class Answering(HasBundle, Protocol):
+    """An engine that computes elsewhere while the event loop goes on."""
+
+    async def answer(self, histories: Sequence[Sequence[int]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """As :meth:`common.engine.Engine.top`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +87,7 @@ Outcome = Answers | Refused
 
 
 class Batcher:
-    """One thread that has the engine, and a queue in front of it. Made and asked on an event loop.
+    """A queue in front of the engine, which has one batch at a time. Made and asked on an event loop.
 
     Parameters
     ----------
@@ -87,14 +99,13 @@ class Batcher:
         Questions in one batch at most, unless one call brings more.
     """
 
-    def __init__(self, current: Callable[[], Current], waiting: int, most: int = MOST) -> None:
+    def __init__(self, current: Callable[[], Current[Answering]], waiting: int, most: int = MOST) -> None:
         self._current, self._most, self._limit = current, most, waiting
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._queue: deque[_Entry] = deque()
         self._waiting = 0
+        self._working: asyncio.Task[None] | None = None
         self.batches = self.questions = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
 
     async def ask(self, questions: Questions, seconds: float) -> Answers:
         """Answers to ``questions``, all from one bundle.
@@ -110,7 +121,9 @@ class Batcher:
         future: asyncio.Future[Answers] = self._loop.create_future()
         self._waiting += count
         try:
-            self._queue.put(_Entry(questions, future, time.monotonic() + seconds))
+            self._queue.append(_Entry(questions, future, time.monotonic() + seconds))
+            if self._working is None:
+                self._working = self._loop.create_task(self._work())
             expiry = self._loop.call_later(seconds, _expire, future)  # a third of what asyncio.timeout costs
             try:
                 return await future
@@ -119,39 +132,37 @@ class Batcher:
         finally:
             self._waiting -= count
 
-    def close(self) -> None:
-        """Answer what is in the queue and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+    async def close(self) -> None:
+        """Answer what is in the queue."""
+        if self._working is not None:
+            await self._working
 
-    def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            batch, ended, size = [entry], False, len(entry)
-            while size < self._most:
-                try:
-                    more = self._queue.get_nowait()
-                except Empty:
-                    break
-                if more is None:
-                    ended = True
-                    break
-                batch.append(more)
-                size += len(more)
-            outcomes = self._outcomes(batch)
-            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
-            if ended:
-                return
-
-    def _outcomes(self, batch: Sequence[_Entry]) -> list[Outcome]:
+    async def _work(self) -> None:
+        """As long as there is something in the queue."""
         try:
-            return self._answer(batch)
+            while self._queue:
+                batch = [self._queue.popleft()]
+                size = len(batch[0])
+                while self._queue and size < self._most:
+                    batch.append(self._queue.popleft())
+                    size += len(batch[-1])
+                began = self._loop.time()
+                _deliver(batch, await self._outcomes(batch))
+                if size > 1 and (early := began + PACE - self._loop.time()) > 0:
+                    await asyncio.sleep(early)
+        finally:
+            self._working = None
+
+    async def _outcomes(self, batch: Sequence[_Entry]) -> list[Outcome]:
+        try:
+            return await self._answer(batch)
         except Exception as error:  # a bug; what it says may quote a question, so only its kind is logged
             log.error("a batch could not be answered: %s", type(error).__name__)
             return [Refused(grpc.StatusCode.INTERNAL, "the service failed to answer; nothing was wrong with the question")] * len(
                 batch
             )
 
-    def _answer(self, batch: Sequence[_Entry]) -> list[Outcome]:
+    async def _answer(self, batch: Sequence[_Entry]) -> list[Outcome]:
         current = self._current()
         engine, issued = current.engine, current.prepared
         now = time.monotonic()
@@ -166,7 +177,7 @@ class Batcher:
         self.questions += len(histories)
         if not histories:
             return [outcome for outcome in outcomes if outcome is not None]
-        positions, scores = engine.top(histories, ANSWERS)
+        positions, scores = await engine.answer(histories, ANSWERS)
         places = positions.astype(np.uint32)  # -1, where there is no item, becomes PAD
         answered: list[Outcome] = []
         at = 0

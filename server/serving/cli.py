@@ -21,14 +21,17 @@ from common.errors import ServingError
 if TYPE_CHECKING:
     from common.serving import Live
     from server.serving.counting import Counts
+    from server.serving.engine_process import EngineProcess
     from server.serving.limits import Limits
     from server.serving.running import Endpoint
 
 serve_app = typer.Typer()
 
 SWITCH_SECONDS = 0.001
-"""For which a thread may keep the interpreter. The engine's thread gives it up in each step and waits for it again afterwards;
-Python's 5 ms would be longer than an answer takes."""
+"""For which a thread may keep the interpreter: Python's 5 ms would be longer than an answer takes."""
+
+GARBAGE = 50_000
+"""New objects after which garbage is looked for. Calls leave no circles, and a look at thousands of them makes all wait."""
 
 
 class Search(StrEnum):
@@ -106,6 +109,7 @@ def serve(
     from common.bundle.cli import trusted_signers
     from common.serving import Live
     from server.serving.counting import Counts
+    from server.serving.engine_process import EngineProcess
     from server.serving.issued import issuing
     from server.serving.limits import Limits
     from server.serving.running import Endpoint, new_event_loop
@@ -131,11 +135,10 @@ def serve(
     live = Live(
         bundle,
         trusted_signers(signer),
-        search=search.value,
+        open_engine=lambda opened: EngineProcess(opened, search=search.value, index_folder=index_folder),
         allow_older=allow_older,
         not_before=oldest,
         prepare=issuing(bundle),
-        index_folder=index_folder,
     )
     if watch:
         live.watch()
@@ -147,7 +150,7 @@ def serve(
 
 
 async def _run(
-    live: Live,
+    live: Live[EngineProcess],
     endpoint: Endpoint,
     limits: Limits,
     counts: Counts,
@@ -167,6 +170,7 @@ async def _run(
     def ready(port: int) -> None:
         gc.collect()
         gc.freeze()  # what is loaded now stays: collecting garbage need not look at it again and again
+        gc.set_threshold(GARBAGE, 50, 100)
         status, seconds = live.status, time.perf_counter() - started
         address = f"{endpoint.host}:{port}"
         if as_json:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.bundle.files import read_manifest
-from common.engine import Engine
 from common.errors import BundleError
-from common.serving import newest
+from common.serving import HasBundle, newest
 
 
 class BundleFile:
@@ -39,10 +38,10 @@ class Issued:
     file: BundleFile | None
 
 
-def issuing(path: Path) -> Callable[[Engine], Issued]:
+def issuing(path: Path) -> Callable[[HasBundle], Issued]:
     """What :class:`~common.serving.Live` needs as ``prepare`` for bundles at ``path``."""
 
-    def prepare(engine: Engine) -> Issued:
+    def prepare(engine: HasBundle) -> Issued:
         bundle = engine.bundle
         return Issued(
             bytes.fromhex(bundle.digest),

@@ -1,4 +1,4 @@
-"""The server: one event loop that speaks gRPC, one thread that has the engine, and an end that loses no question."""
+"""The server: one event loop that speaks gRPC, and an end that loses no question."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def serve(
         await asyncio.sleep(pause)
         await server.stop(grace)
     finally:
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
 
 
 def _listen(server: Any, endpoint: Endpoint) -> int:

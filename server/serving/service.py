@@ -12,7 +12,7 @@ from common.proto import SERVICE
 from common.proto import recommender_pb2 as messages
 from common.recommending import SLOTS
 from common.serving import Current
-from server.serving.batching import Batcher
+from server.serving.batching import Answering, Batcher
 from server.serving.calls import Gate
 from server.serving.issued import Issued
 from server.serving.questions import Questions, read, read_batch, read_question
@@ -26,7 +26,7 @@ class HasCurrent(Protocol):
     """What the service needs of :class:`common.serving.Live`; ``prepared`` of the current engine is an :class:`Issued`."""
 
     @property
-    def current(self) -> Current: ...
+    def current(self) -> Current[Answering]: ...
 
 
 class Recommender:

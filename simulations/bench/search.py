@@ -131,7 +131,7 @@ def _over_a_copy(shop: MadeUpShop) -> Callable[[list[int]], object]:
     from common.engine.queries import QueryModel
     from common.engine.search import top_of
 
-    model, items = QueryModel(shop.bundle), shop.bundle.items
+    model, items = QueryModel(shop.bundle.scoring), shop.bundle.items
     wide = items.rows(np.arange(len(items)))
 
     def call(history: list[int]) -> object:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from common.bundle.contents import Bundle
+from common.engine import Engine
 from common.proto import path_of
 from common.proto import recommender_pb2 as messages
 from common.recommending import PAD, SLOTS
 from common.serving import Live
 from server.serving.counting import Counts
+from server.serving.engine_process import EngineProcess
 from server.serving.issued import issuing
 from server.serving.limits import Limits
 from server.serving.running import Endpoint, new_event_loop, serve
@@ -22,13 +25,27 @@ from server.serving.running import Endpoint, new_event_loop, serve
 GENEROUS = Limits(rate=1e6, burst=1_000_000)
 
 
+class InThread(Engine):
+    """An engine in this process, so that a test can stand in its way."""
+
+    async def answer(self, histories: Sequence[Sequence[int]], k: int) -> Any:
+        return await asyncio.to_thread(self.top, histories, k)
+
+
 class Running:
     """A service from one bundle (or a folder of them); a context manager."""
 
     def __init__(
-        self, path: Path, signer: str, endpoint: Endpoint | None = None, limits: Limits = GENEROUS, *, grace: float = 10.0
+        self,
+        path: Path,
+        signer: str,
+        endpoint: Endpoint | None = None,
+        limits: Limits = GENEROUS,
+        *,
+        grace: float = 10.0,
+        open_engine: Callable[[Bundle], Any] = EngineProcess,
     ) -> None:
-        self.live = Live(path, {signer}, prepare=issuing(path))
+        self.live = Live(path, {signer}, open_engine=open_engine, prepare=issuing(path))
         self.counts, self.limits, self.grace = Counts(), limits, grace
         self._endpoint = endpoint or Endpoint()
         self._ready = threading.Event()

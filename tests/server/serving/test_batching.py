@@ -20,9 +20,10 @@ from server.serving.issued import Issued
 from server.serving.questions import Questions
 from server.serving.refusal import Refused
 from tests.bundles import tiny_bundle
+from tests.server.serving.running_service import InThread
 
 
-class Held(Engine):
+class Held(InThread):
     """A real engine that waits for leave before it answers, and writes down the sizes of its batches."""
 
     def __init__(self, **changes: Any) -> None:
@@ -37,7 +38,7 @@ class Held(Engine):
         return super().top(histories, k)
 
 
-def current(engine: Engine) -> Current:
+def current(engine: InThread) -> Current[InThread]:
     bundle = engine.bundle
     issued = Issued(bytes.fromhex(bundle.digest), bytes.fromhex(bundle.catalogue_fingerprint), "{}", None)
     return Current(engine, issued, time.time())
@@ -72,7 +73,7 @@ def test_what_came_while_the_engine_was_busy_is_one_batch() -> None:
         await asyncio.sleep(0.05)
         engine.leave.set()
         answers = await asyncio.gather(first, *rest)
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
         return list(answers)
 
     answers = asyncio.run(main())
@@ -95,7 +96,7 @@ def test_batches_are_bounded_and_a_call_stays_whole() -> None:
         await asyncio.sleep(0.05)
         engine.leave.set()
         await asyncio.gather(first, *whole)
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
 
     asyncio.run(main())
     assert engine.sizes == [1, 80, 80]
@@ -115,7 +116,7 @@ def test_a_question_about_another_catalogue_does_not_spoil_the_batch() -> None:
         await asyncio.sleep(0.05)
         engine.leave.set()
         outcomes = await asyncio.gather(first, *rest, return_exceptions=True)
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
         return outcomes
 
     outcomes = asyncio.run(main())
@@ -127,9 +128,9 @@ def test_a_question_about_another_catalogue_does_not_spoil_the_batch() -> None:
 
 def test_an_exchange_in_between_lets_every_batch_be_of_one_bundle() -> None:
     """Both bundles have one catalogue. The engine changes while the first batch is computed."""
-    old, new = Held(seed=1), Engine(tiny_bundle(seed=2))
+    old, new = Held(seed=1), InThread(tiny_bundle(seed=2))
     assert old.bundle.catalogue_fingerprint == new.bundle.catalogue_fingerprint
-    answering: list[Engine] = [old]
+    answering: list[InThread] = [old]
 
     async def main() -> list[Answers]:
         batcher = Batcher(lambda: current(answering[0]), waiting=1_000)
@@ -140,7 +141,7 @@ def test_an_exchange_in_between_lets_every_batch_be_of_one_bundle() -> None:
         await asyncio.sleep(0.05)
         old.leave.set()
         answers = await asyncio.gather(first, *rest)
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
         return list(answers)
 
     answers = asyncio.run(main())
@@ -165,7 +166,7 @@ def test_who_waits_too_long_or_finds_the_queue_full_is_told() -> None:
         assert time.monotonic() - began < 5.0
         engine.leave.set()
         outcomes += await asyncio.gather(first, many, batcher.ask(about(engine), 20.0))
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
         return outcomes
 
     late, full, *answered = asyncio.run(main())
@@ -185,7 +186,7 @@ def test_what_is_in_the_queue_is_answered_before_the_end() -> None:
         await entered(engine)
         rest = [asyncio.create_task(batcher.ask(about(engine, (i,)), 20.0)) for i in range(5)]
         await asyncio.sleep(0.05)
-        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0.05)
         engine.leave.set()
         answers = await asyncio.gather(first, *rest)
@@ -196,7 +197,7 @@ def test_what_is_in_the_queue_is_answered_before_the_end() -> None:
 
 
 def test_a_failing_engine_fails_its_batch_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    good, bad = Engine(tiny_bundle()), Engine(tiny_bundle())
+    good, bad = InThread(tiny_bundle()), InThread(tiny_bundle())
 
     def broken(*_: object) -> None:
         raise RuntimeError("history 31337")
@@ -209,7 +210,7 @@ def test_a_failing_engine_fails_its_batch_and_no_other(caplog: pytest.LogCapture
         outcomes = await asyncio.gather(batcher.ask(about(bad), 5.0), return_exceptions=True)
         answering[0] = good
         outcomes.append(await batcher.ask(about(good), 5.0))
-        await asyncio.to_thread(batcher.close)
+        await batcher.close()
         return outcomes
 
     failed, answered = asyncio.run(main())

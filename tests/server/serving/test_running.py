@@ -30,7 +30,7 @@ from common.proto import recommender_pb2 as messages
 from server.serving.limits import Limits
 from simulations.bench.certificates import Authority, Pair
 from tests.bundles import write_tiny
-from tests.server.serving.running_service import Running, question, raw_call, refusal
+from tests.server.serving.running_service import InThread, Running, question, raw_call, refusal
 
 ROOT = Path(silorec.__file__).parent
 
@@ -91,7 +91,7 @@ def test_calls_under_way_are_answered_and_health_changes_before_the_end(
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     leave, entered = threading.Event(), threading.Event()
-    with Running(bundle_file, key.public_key) as running:
+    with Running(bundle_file, key.public_key, open_engine=InThread) as running:
         top = running.live.engine.top
 
         def held(*arguments: Any) -> Any:
@@ -127,7 +127,10 @@ def test_a_caller_without_a_deadline_gets_the_services(
 ) -> None:
     leave = threading.Event()
     limits = Limits(deadline=1.0, waiting=64, under_way=70, under_way_of_one=68)
-    with Running(bundle_file, key.public_key, limits=limits) as running, grpc.insecure_channel(running.target) as channel:
+    with (
+        Running(bundle_file, key.public_key, limits=limits, open_engine=InThread) as running,
+        grpc.insecure_channel(running.target) as channel,
+    ):
         top = running.live.engine.top
         monkeypatch.setattr(running.live.engine, "top", lambda *arguments: (leave.wait(20), top(*arguments))[1])
         raw = question(bundle.catalogue_fingerprint, (1,))

@@ -20,7 +20,7 @@ from common.proto import recommender_pb2 as messages
 from common.recommending import ANSWERS, PAD, SLOTS
 from server.serving.limits import Limits
 from tests.bundles import reference_scores, write_tiny
-from tests.server.serving.running_service import Running, question, raw_call, refusal
+from tests.server.serving.running_service import InThread, Running, question, raw_call, refusal
 
 
 def answer(raw: bytes) -> messages.RecommendResponse:
@@ -222,7 +222,10 @@ def test_a_bug_is_logged_by_its_kind_and_place_alone(
     def broken(histories: object, *_: object) -> None:
         raise ValueError(f"cannot rank {histories}")
 
-    with Running(bundle_file, key.public_key) as running, grpc.insecure_channel(running.target) as channel:
+    with (
+        Running(bundle_file, key.public_key, open_engine=InThread) as running,
+        grpc.insecure_channel(running.target) as channel,
+    ):
         monkeypatch.setattr(running.live.engine, "top", broken)
         code, said = refusal(lambda: raw_call(channel)(question(bundle.catalogue_fingerprint, (131, 137)), timeout=5))
         assert code is grpc.StatusCode.INTERNAL
