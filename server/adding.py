@@ -138,7 +138,9 @@ def shortfall(bundle: Bundle, rows: Floats, biases: Floats) -> float:
     -------
     ``-log`` of the guessed scores' share: positive where guesses are too low.
     """
-    model, n = QueryModel(bundle.scoring), len(rows)
+    n, table = len(rows), bundle.items
+    known_items = ItemTable(table.vectors[:n], table.scales[:n], table.biases[:n], table.text_dim)
+    model = QueryModel(replace(bundle.scoring, items=known_items))
     picked = np.sort(np.random.default_rng(0).choice(n, min(n, _PICKED), replace=False))
     queries = model.queries(*model.padded(walks(model, _WALKS))).astype(np.float64)
     known = queries @ bundle.items.rows(picked).T.astype(np.float64) + bundle.items.biases[picked]

@@ -15,7 +15,7 @@ from common.data.catalogue import Catalogue
 from common.engine import Engine, Request
 from common.errors import BundleError
 from common.privacy.signing import SigningKey, create_key
-from server.adding import PENALTIES, add_items, fit_ridge, joined
+from server.adding import PENALTIES, add_items, fit_ridge, joined, shortfall
 from server.bundling import make_bundle
 from tests.server import small_run
 
@@ -71,7 +71,9 @@ def test_the_leave_one_out_error_is_that_of_leaving_one_out() -> None:
             others = np.arange(25) != row
             one = sklearn.linear_model.Ridge(alpha=penalty).fit(x[others], y[others])
             errors.append((one.predict(x[row : row + 1])[0] - y[row]) ** 2)
-        assert fit_ridge(x, y, [penalty]).error == pytest.approx(np.mean(errors), rel=1e-6)
+        fitted = fit_ridge(x, y, [penalty])
+        assert fitted.error == pytest.approx(np.mean(errors), rel=1e-6)
+        np.testing.assert_allclose((fitted.left_out - y) ** 2, errors, rtol=1e-6)
 
 
 def test_a_new_item_is_near_its_twin_and_old_ones_stay_to_the_bit(bundle: Bundle, key: SigningKey, tmp_path: Path) -> None:
@@ -110,6 +112,7 @@ def test_items_can_be_added_twice(bundle: Bundle, key: SigningKey, tmp_path: Pat
     add_items(bundle, joined(new("winter signal"), late), direct, key)
     both = read_bundle(direct, {key.public_key})
     np.testing.assert_allclose(two.items.rows(np.arange(152)), both.items.rows(np.arange(152)), atol=1e-3)
+    np.testing.assert_allclose(two.items.biases, both.items.biases, atol=1e-5)
 
 
 def test_the_prediction_is_better_than_the_mean(bundle: Bundle) -> None:
@@ -120,6 +123,35 @@ def test_the_prediction_is_better_than_the_mean(bundle: Bundle) -> None:
     fitted = fit_ridge(text[:100], factor[:100])
     wrong = ((fitted(text[100:]) - factor[100:]) ** 2).mean()
     assert wrong < 0.3 * factor[100:].var(axis=0).mean()
+
+
+def test_what_guesses_lack_in_probability_is_made_up_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = len(bundle.items)
+    rows, biases = bundle.items.rows(np.arange(n)).astype(np.float64), bundle.items.biases.astype(np.float64)
+    assert shortfall(bundle, rows, biases) == pytest.approx(0.0, abs=1e-6)
+    assert shortfall(bundle, rows, biases - 1.7) == pytest.approx(1.7, abs=1e-6)
+    # Against the engine's own scores: guesses at half the popularity, and what share of the probability they keep.
+    asked = [[i, i + 1] for i in range(9)]
+    monkeypatch.setattr("server.adding.walks", lambda model, count: asked)
+    mean = biases.mean()
+    more = shortfall(bundle, rows, mean + (biases - mean) / 2)
+    scores = Engine(bundle, search="exact").scores(asked).astype(np.float64)
+    guessed = scores - biases + mean + (biases - mean) / 2
+    assert np.mean(np.exp(guessed + more).sum(1) / np.exp(scores).sum(1)) == pytest.approx(1.0, abs=1e-4)
+    assert more > 0, "the middle is too low"
+
+
+def test_new_items_get_as_many_nats_as_known_ones_would_need(
+    bundle: Bundle, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_items(bundle, new("winter signal", "ferry"), tmp_path / "more.bundle", key)
+    monkeypatch.setattr("server.adding.shortfall", lambda *_: 0.0)
+    add_items(bundle, new("winter signal", "ferry"), tmp_path / "plain.bundle", key)
+    more, plain = (read_bundle(tmp_path / f"{name}.bundle", {key.public_key}).items for name in ("more", "plain"))
+    gained = more.biases - plain.biases
+    assert not gained[:150].any()
+    assert gained[150] == pytest.approx(gained[151], abs=1e-5)
+    assert np.array_equal(more.vectors, plain.vectors)
 
 
 def test_what_cannot_be_added_is_refused(bundle: Bundle, key: SigningKey, tmp_path: Path) -> None:
