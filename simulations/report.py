@@ -126,6 +126,9 @@ def render(run: Run) -> str:
         comparison=text.comparison(result),
         rounds_figure=_rounds_figure(run, key),
         silos_figure=_silos_figure(silos, result, key),
+        student=result.get("student"),
+        student_words=text.student(result),
+        student_figure=_student_figure(result.get("student") or {}),
         references_figure=_references_figure([*own, *_reference_rows(result, key)], key),
     )
 
@@ -209,6 +212,23 @@ def _references_figure(rows: Sequence[Row], key: str) -> Markup | None:
         return None
     dots.sort(key=lambda dot: -1.0 if dot.value is None else dot.value, reverse=True)
     return dot_plot(dots, axis=f"{key.upper()} on test")
+
+
+def _student_figure(student: Mapping[str, Any]) -> Markup | None:
+    epochs = student.get("epochs") or ()
+    if not epochs:
+        return None
+
+    def panel(title: str, name: str, height: int) -> Panel:
+        lines: tuple[tuple[str, str, Style], ...] = (("learnt", name, "spent"), ("held out", f"held_out_{name}", "test"))
+        series = [Series(label, [(epoch["number"], epoch[key]) for epoch in epochs], style) for label, key, style in lines]
+        return Panel(title, series, height=height)
+
+    panels = [
+        panel("Divergence from the model, nats", "divergence", 150),
+        panel("One minus the cosine of queries", "cosine", 110),
+    ]
+    return rounds_plot(panels, axis="pass over the made-up histories")
 
 
 def _points(rounds: Sequence[Mapping[str, Any]], name: str, key: str | None = None) -> list[tuple[int, float]]:

@@ -171,6 +171,20 @@ def interruption(result: Mapping[str, Any]) -> str:
     return f"This run was stopped {when}. What was not measured is shown as – or left out."
 
 
+def student(result: Mapping[str, Any]) -> str:
+    """What the student keeps of the model and what it weighs; empty if there is none."""
+    found = result.get("student")
+    if not found:
+        return ""
+    name = f"ndcg@{found['k']}"
+    return (
+        f"A student of {found['model_bytes'] / 1e6:.2f} MB was distilled from histories that the model made up itself, no silo’s "
+        f"data. "
+        f"As it is served, in int8, its {name.upper()} on the test items is {found[f'bundle_{name}']:.4f}, the model’s "
+        f"{found[f'teacher_{name}']:.4f}: {100 * found['retained']:.1f} % are kept."
+    )
+
+
 def comparison(result: Mapping[str, Any]) -> str:
     """How the references were made, so far as a reader must know it to compare."""
     names = {reference["name"] for reference in result.get("references") or ()}

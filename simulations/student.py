@@ -31,6 +31,7 @@ from server.distill import Told
 from server.student_store import student_in
 from server.teachers import Teachers, load_teachers
 from simulations.evaluate import BATCH, Evaluator
+from simulations.report import write_report
 from simulations.watch import Watch
 
 Scores = NDArray[np.float32]
@@ -118,7 +119,7 @@ def student_scores(student: Student, histories: Sequence[NDArray[np.int32]]) -> 
 
 
 def distil_run(run: Path, watch: Watch) -> dict[str, Any]:
-    """Distil a simulation's run, measure the student, write both into ``result.json``, and make the bundle ``RUN/NAME.bundle``.
+    """Distil a simulation's run, measure the student, write both into ``result.json`` and the report, and make ``RUN/NAME.bundle``.
 
     Returns
     -------
@@ -135,6 +136,7 @@ def distil_run(run: Path, watch: Watch) -> dict[str, Any]:
         raise DataError(f"not the result of a simulation, or damaged ({error})", path) from None
     result["student"] = entry
     write_durably(path, (json.dumps(result, indent=2) + "\n").encode())
+    write_report(run)
     made = make_bundle(run, run / f"{pupil.config.name}.bundle", signing_key(run / KEY), config=pupil.config)
     watch.say(f"bundle: {made.path}, {made.bundle_bytes / 1e6:.2f} MB, {kept.retained:.1%} of the model's NDCG@{kept.k}")
     return entry

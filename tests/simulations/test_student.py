@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,16 @@ def test_simulate_distils_when_asked(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert json.loads(done.stdout)["student"]["k"] == 10
     assert (tmp_path / "runs" / "small" / "small.bundle").is_file()
+
+
+def test_the_report_tells_what_the_student_keeps(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    student = small_run.result(finished)["student"]
+    table = page[page.index('id="table-student"') :]
+    shown = re.findall(r'<data value="([^"]+)"', table[: table.index("</table>")])
+    assert [float(value) for value in shown] == [student[f"{name}_ndcg@10"] for name in ("teacher", "student", "bundle")]
+    assert f"{100 * student['retained']:.1f} % are kept" in page
+    assert "held out" in page[page.index('id="student"') : page.index('id="table-student"')]
 
 
 def test_the_bench_measures_what_its_goals_name(finished: Path, tmp_path: Path) -> None:
