@@ -119,7 +119,7 @@ def student_scores(student: Student, histories: Sequence[NDArray[np.int32]]) -> 
 
 
 def distil_run(run: Path, watch: Watch) -> dict[str, Any]:
-    """Distil a simulation's run, measure the student, write both into ``result.json`` and the report, and make ``RUN/NAME.bundle``.
+    """Distil a simulation's run, measure the student, write both into result and report, and make the bundle ``RUN/NAME.bundle``.
 
     Returns
     -------

@@ -45,9 +45,10 @@ BACKBONES: dict[str, tuple[str, ...]] = {
     "tiny-llama": ("federation.rounds=8",),
     "minilm": ("federation.rounds=8",),
     "smollm2-135m": (
-        "federation.rounds=3",
+        "federation.rounds=1",
         "training.local_epochs=1",
         "model.lora_layers=4",
+        "distillation.histories=1500",
     ),
 }
 """Language models, and what is set for each beside the scenario: the larger one is trained as long as two cores allow."""
