@@ -47,6 +47,7 @@ are more of them in the next batch, which costs less each.
 """
 
 _LENGTH = struct.Struct("<Q")
+_LONGEST_NAME = 200
 
 log = logging.getLogger(__name__)
 
@@ -138,26 +139,28 @@ class _Child:
         loop = asyncio.get_running_loop()
         numbers = np.fromiter(chain((k, len(histories)), map(len, histories), chain.from_iterable(histories)), dtype="<i8")
         await loop.sock_sendall(self._socket, _message(numbers.tobytes()))
-        (length,) = _LENGTH.unpack(await self._read(loop, _LENGTH.size))
-        answer = await self._read(loop, length)
         size = 4 * len(histories) * k
-        if length != 2 * size:
-            raise ServingError(f"the engine failed: {answer.decode(errors='replace')}")
+        answer = await self._read(loop, 2 * size)
+        if len(answer) != 2 * size:
+            raise ServingError(f"the engine failed: {bytes(answer).decode(errors='replace')}")
         shape = (len(histories), k)
         return (
             np.frombuffer(answer[:size], dtype="<i4").reshape(shape),
             np.frombuffer(answer[size:], dtype="<f4").reshape(shape),
         )
 
-    async def _read(self, loop: asyncio.AbstractEventLoop, size: int) -> bytearray:
-        buffer = bytearray(size)
-        missing = memoryview(buffer)
-        while missing:
-            count = await loop.sock_recv_into(self._socket, missing)
+    async def _read(self, loop: asyncio.AbstractEventLoop, expected: int) -> memoryview:
+        """One message, most often by one call of the system: how long it should be is known."""
+        buffer = memoryview(bytearray(_LENGTH.size + max(expected, _LONGEST_NAME)))
+        got, wanted = 0, _LENGTH.size
+        while got < wanted:
+            count = await loop.sock_recv_into(self._socket, buffer[got:])
             if not count:
                 raise EOFError
-            missing = missing[count:]
-        return buffer
+            got += count
+            if got >= _LENGTH.size:
+                wanted = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
+        return buffer[_LENGTH.size : wanted]
 
 
 def _let_end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
@@ -208,7 +211,7 @@ def _answering(stream: BinaryIO, connection: socket.socket) -> None:
         try:
             positions, scores = retrieval.top(_histories(numbers[2 : 2 + count], numbers[2 + count :]), k)
         except Exception as error:  # what it says may quote a question, so only its kind is told
-            connection.sendall(_message(type(error).__name__.encode()))
+            connection.sendall(_message(type(error).__name__.encode()[:_LONGEST_NAME]))
         else:
             answer = (positions.astype("<i4", copy=False).tobytes(), scores.astype("<f4", copy=False).tobytes())
             connection.sendall(_message(b"".join(answer)))

@@ -45,7 +45,8 @@ BACKBONES: dict[str, tuple[str, ...]] = {
     "tiny-llama": ("federation.rounds=8",),
     "minilm": ("federation.rounds=8",),
     "smollm2-135m": (
-        "federation.rounds=1",
+        "federation.rounds=4",
+        "federation.server_averaging=0.0",
         "training.local_epochs=1",
         "model.lora_layers=4",
         "distillation.histories=1500",
