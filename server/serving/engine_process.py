@@ -109,7 +109,7 @@ class _Child:
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "server.serving.engine_process", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "server.serving.engine_process", str(theirs.fileno())]  # -P: never from here
             found = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             try:
                 self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=found)
