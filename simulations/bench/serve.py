@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -76,7 +77,7 @@ def serve(
             before = _resident(process)
             alone = _one_after_the_other(prepared, service, empty, calls, watch, channel)
             figures += alone.figures(channel)
-            figures += _many_at_once(prepared, service, seconds, repeats, alone.whole, watch, channel)
+            figures += _many_at_once(prepared, service, empty, seconds, repeats, alone, watch, channel)
             after = _resident(process)
             figures.append(
                 Figure(
@@ -247,59 +248,89 @@ def _channel(started: _Started) -> Any:
 
 
 def _many_at_once(
-    prepared: Prepared, service: _Started, seconds: int, repeats: int, alone: Sequence[float], watch: Watch, channel: str
+    prepared: Prepared,
+    service: _Started,
+    empty: _Started,
+    seconds: int,
+    repeats: int,
+    alone: _Alone,
+    watch: Watch,
+    channel: str,
 ) -> list[Figure]:
     from common.proto import path_of
 
-    def load(**how: Any) -> Outcome:
-        questions = tuple(question.hex() for question in prepared.questions)
-        return run_load(
-            Load(
-                service.port,
-                path_of("Recommend"),
-                questions,
-                answer_bytes(prepared),
-                seconds,
-                certificates=service.certificates,
-                **how,
-            )
-        )
-
-    hand = Loop(prepared.bundle)
+    hand, by_hand = Loop(prepared.bundle), []
+    loaded, nothing = _Loaded(prepared, service, path_of("Recommend")), _Loaded(prepared, empty, empty_service.METHOD)
     watch.stage(f"saturation and {SHARE:.0%} of it, {channel}", repeats)
-    by_hand, saturated, open_loop = [], [], []
     for done in range(repeats):
         by_hand.append(hand.per_second(prepared.histories, seconds / 2))
-        saturated.append(load(streams=STREAMS, connections=CONNECTIONS))
-        rate = SHARE * saturated[-1].answered / saturated[-1].seconds
-        open_loop.append(load(rate=rate, connections=CONNECTIONS, seed=done))
+        for one in (loaded, nothing):
+            one.load(seconds, done)
         watch.step(done + 1)
-    saturation = median(outcome.answered / outcome.seconds for outcome in saturated)
-    failed = sum(outcome.failed for outcome in [*saturated, *open_loop])
-    if failed:
-        raise ConfigError(f"{failed} questions of the load were not answered; nothing can be said about speed")
-    share = median(outcome.processor_seconds / outcome.seconds for outcome in saturated)
-    p50 = median(median(outcome.latencies) for outcome in open_loop)
-    p99 = median(_slow(outcome.latencies) for outcome in open_loop)
     loop = median(by_hand)
     at = f"at {SHARE:.0%} of saturation"
-    generator = f"{STREAMS} questions under way over {CONNECTIONS} connections; the load generator took {share:.0%} of a core"
-    rates = f"{SHARE:.0%} of the saturation just before, {SHARE * saturation:.0f} a second in the median"
-    arrivals = f"Poisson arrivals, {rates}; from the intended start; median of {repeats} times {seconds} s"
+    generator = f"{STREAMS} under way over {CONNECTIONS} connections; the load generator took {loaded.share:.0%} of a core"
+    note = f"median of {repeats} times {seconds} s"
+    rates = f"{SHARE:.0%} of the saturation just before, {SHARE * loaded.saturation:.0f} a second in the median"
+    arrivals = f"Poisson arrivals, {rates}; from the intended start; {note}"
+    lone = "p50 of calls one after the other"
     return [
         Figure(f"a loop of ONNX Runtime and NumPy without a network, beside {channel}", loop, "1/s", f"median of {repeats}"),
-        Figure(
-            f"questions a second at saturation, {channel}",
-            saturation,
-            "1/s",
-            f"median of {repeats} times {seconds} s; {generator}",
-        ),
-        Figure(f"saturation over the loop, {channel}", saturation / loop, "times"),
-        Figure(f"p50 {at}, {channel}", 1e3 * p50, "ms", arrivals),
-        Figure(f"p99 {at}, {channel}", 1e3 * p99, "ms", arrivals),
-        Figure(f"p99 {at} over p50 alone, {channel}", p99 / median(alone), "times", "p50 of calls one after the other"),
-        Figure(f"p99 {at} over p50 there, {channel}", p99 / p50, "times"),
+        Figure(f"questions a second at saturation, {channel}", loaded.saturation, "1/s", f"{note}; {generator}"),
+        Figure(f"saturation over the loop, {channel}", loaded.saturation / loop, "times"),
+        Figure(f"p50 {at}, {channel}", 1e3 * loaded.p50, "ms", arrivals),
+        Figure(f"p99 {at}, {channel}", 1e3 * loaded.p99, "ms", arrivals),
+        Figure(f"p99 {at} over p50 alone, {channel}", loaded.p99 / median(alone.whole), "times", lone),
+        Figure(f"p99 {at} over p50 there, {channel}", loaded.p99 / loaded.p50, "times"),
+        Figure(f"empty calls a second at saturation, {channel}", nothing.saturation, "1/s", note),
+        Figure(f"empty calls: p99 {at}, {channel}", 1e3 * nothing.p99, "ms", f"{SHARE:.0%} of their own saturation; {note}"),
+        Figure(f"empty calls: p99 {at} over p50 alone, {channel}", nothing.p99 / median(alone.empty), "times", lone),
     ]
+
+
+class _Loaded:
+    """What came of loading a service, closed and open by turns; medians over the turns."""
+
+    def __init__(self, prepared: Prepared, started: _Started, method: str) -> None:
+        questions = tuple(question.hex() for question in prepared.questions)
+        self._load = partial(
+            Load,
+            started.port,
+            method,
+            questions,
+            answer_bytes(prepared),
+            certificates=started.certificates,
+            connections=CONNECTIONS,
+        )
+        self._closed: list[Outcome] = []
+        self._open: list[Outcome] = []
+
+    def load(self, seconds: int, seed: int) -> None:
+        """Find saturation, then ask at a share of it; :class:`ConfigError` if something was not answered."""
+        self._closed.append(run_load(self._load(seconds=seconds, streams=STREAMS)))
+        rate = SHARE * self._closed[-1].answered / self._closed[-1].seconds
+        self._open.append(run_load(self._load(seconds=seconds, rate=rate, seed=seed)))
+        if failed := self._closed[-1].failed + self._open[-1].failed:
+            raise ConfigError(f"{failed} questions of the load were not answered; nothing can be said about speed")
+
+    @property
+    def saturation(self) -> float:
+        """Calls a second."""
+        return median(outcome.answered / outcome.seconds for outcome in self._closed)
+
+    @property
+    def share(self) -> float:
+        """Of a core, that the load generator took at saturation."""
+        return median(outcome.processor_seconds / outcome.seconds for outcome in self._closed)
+
+    @property
+    def p50(self) -> float:
+        """Seconds, at :data:`SHARE` of saturation."""
+        return median(median(outcome.latencies) for outcome in self._open)
+
+    @property
+    def p99(self) -> float:
+        return median(_slow(outcome.latencies) for outcome in self._open)
 
 
 def _program(module: Any) -> list[str]:
