@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.card import Card
-from common.data.catalogue import Catalogue
 from common.errors import BundleError
+
+if TYPE_CHECKING:
+    from common.bundle.card import Card
+    from common.data.catalogue import Catalogue
 
 HISTORY, LENGTH = "history", "length"
 """Inputs of the ONNX model: float32 ``(B, T, dim)`` item vectors, oldest first, zeros after the end; int64 ``(B,)`` in 1 … T."""

@@ -48,8 +48,9 @@ def under_load(folder: Path, key: SigningKey, requests: int, every: float, threa
     done = threading.Event()
 
     def exchange() -> None:
-        place = 0
-        while not done.wait(every):
+        place, due = 0, time.monotonic() + every
+        while not done.wait(max(0.0, due - time.monotonic())):
+            due = max(due + every, time.monotonic())
             place = (place + 1) % len(made)
             partial = folder / "shop.partial"
             partial.write_bytes((folder / f"made-{place}").read_bytes())
