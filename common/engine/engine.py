@@ -34,7 +34,7 @@ class Engine:
     search:
         ``exact`` scores every item. ``approximate`` asks an index whose recall was measured, see
         :mod:`common.engine.approximate`; where no setting of it is good enough, search stays exact. ``auto`` is exact below
-        :data:`APPROXIMATE_FROM` items.
+        :data:`~common.engine.retrieval.APPROXIMATE_FROM` items.
     threads:
         That one call of the model may compute on. NumPy's own threads are set where the process starts
         (``OMP_NUM_THREADS=1`` where many requests run side by side).
