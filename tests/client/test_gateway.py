@@ -14,7 +14,7 @@ from client.gateway.app import Settings
 from client.gateway.models import BATCH_MOST
 from common.engine import Engine, Request
 from common.privacy.signing import SigningKey, create_key, fingerprint
-from common.serving import Live
+from common.serving import Live, warmed
 from tests.bundles import reference_scores, write_tiny
 from tests.client.gateway_server import client, opened
 
@@ -112,7 +112,7 @@ def test_card_and_bundle_say_what_answers(asking: httpx.Client, live: Live) -> N
 
 def test_an_approximate_search_says_so_and_how_much_it_finds(tmp_path: Path, key: SigningKey) -> None:
     write_tiny(tmp_path / "large.bundle", key, n_items=1500)
-    live = opened(tmp_path / "large.bundle", key.public_key, search="approximate")
+    live = opened(tmp_path / "large.bundle", key.public_key, open_engine=lambda bundle: warmed(bundle, "approximate"))
     with client(live) as asking:
         facts = asking.get("/v1/bundle").json()
     assert live.engine.index is not None
