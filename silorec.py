@@ -31,7 +31,7 @@ _OPTIONAL = frozenset(
 
 # The same for what answers with a bundle.
 _SERVING = frozenset(
-    {"fastapi", "google", "grpc", "grpc_health", "grpc_reflection", "onnxruntime", "prometheus_client", "usearch", "uvicorn"}
+    {"fastapi", "google", "grpc", "grpc_health", "grpc_reflection", "onnxruntime", "prometheus_client", "uvicorn"}
 )
 
 __all__ = ["audit", "load_bundle", "main", "recommend", "simulate"]  # noqa: F822  loaded by __getattr__

@@ -1,31 +1,31 @@
-"""Approximate search for large catalogues: a graph of items (HNSW, Malkov & Yashunin 2016) whose recall is measured, not assumed.
+"""Approximate search for large catalogues: cells of items that are alike, of which the promising ones are searched exactly.
 
-``usearch`` walks the graph by inner product over int8 codes; what it finds is scored again exactly, so an answer can lack an item
-but never has a wrong score. Biases are columns of the codes::
+An inverted file (Sivic & Zisserman 2003; Jégou et al. 2011): k-means divides the catalogue into cells, and a query looks into
+those whose best item can be expected to be good. For a cell of ``n`` items with centre ``c``, mean bias ``b`` and root mean
+square distance ``r`` from its centre, that is::
 
-    <q, v_i> + b_i = <[q, β/√m, …], [v_i, b_i/(β√m), …]>        m columns, β the norm of a typical query
+    <q, c> + b + WIDTH · |q| · r · sqrt(2 ln n / dim)
 
-``m`` is such that biases do not take the int8 range from the vectors. The graph is built on inner products as they are (as in
-ip-NSW, Morozov & Babenko 2018). Bringing all items to one norm with a further column (Bachrach et al. 2014) was measured as well:
-it found fewer of the best for the same work, since popularity sets a few items far apart from the others.
+the last term being the largest of ``n`` normal deviates, with room. Popular items, which anybody may get, are in no cell but are
+always looked at. What is looked at is scored exactly, so an answer can lack an item but never has a wrong score, and no item is
+out of reach: with all cells it is exact search. A graph of items (HNSW) was measured as well: popularity sets a few items far
+apart from all others, most items then lie at the end of few paths, and where recall could be reached it cost more than exact
+search.
 
-How much of the graph is walked is set where the index is built: histories of two kinds are drawn from the public catalogue
+How many cells are looked into is set where the index is built: histories of two kinds are drawn from the public catalogue
 (:mod:`common.engine.walks`), their best items found exactly, and the effort raised until recall is :data:`RECALL` for each kind
-with a margin of two standard errors. Where no effort is enough there is no index, and search stays exact.
+with a margin of two standard errors. Where half of the cells are not enough there is no index, and search stays exact.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,6 @@ from common.engine.walks import tastes, walks
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.int8]
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is, 0 … 1."""
 
@@ -49,64 +48,113 @@ DEPTHS: Final = (10, 100, 400)
 QUERIES: Final = 300
 """Drawn histories of each kind that recall is measured on."""
 
-EXPANSIONS: Final = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-"""Efforts that are tried: candidates that the walk keeps."""
+EFFORTS: Final = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Numbers of cells that are tried."""
 
-CONNECTIVITY: Final = 32
-EXPANSION_ADD: Final = 128
-"""Neighbours of an item, and candidates when it is added. Half of each halves the time to build and doubles that of a search."""
+MOST_CELLS: Final = 0.5
+"""Share of the cells that may be looked into: beyond, exact search is as good."""
 
-_AT_ONCE = 20_000
-_BY_ONE = 4_000
-"""First items, which one thread adds: where several begin a graph together, some items may stay out of reach."""
+CELLS_PER_ROOT: Final = 8
+"""Cells, over the square root of the number of items."""
 
-_BIAS_COLUMNS = 16
+HEAD: Final = 0.02
+"""Share of the items, the most popular ones, that are always looked at."""
+
+WIDTH: Final = 1.5
+
+_LEARNT_FROM, _PASSES = 40, 8
+"""Of k-means: items for each cell, drawn, and passes over them."""
+
+_AT_ONCE = 8192
+_BLOCK = 16_384
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How items and queries become codes whose inner products rank like scores."""
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """A catalogue divided.
 
-    beta: float
-    bias_columns: int
-    step: float
+    Parameters
+    ----------
+    centres:
+        float32 ``(n_cells, dim)``.
+    order:
+        int32 ``(n_items,)``: positions, first the popular ones, then cell by cell.
+    starts:
+        int64 ``(n_cells + 1,)``: where in ``order`` each cell begins, and the end; what is before the first is popular.
+    promise:
+        float32 ``(2, n_cells)``: of each cell the mean bias, and what a query's length is multiplied with.
+    """
+
+    centres: Floats
+    order: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    promise: Floats
+
+    def __len__(self) -> int:
+        return len(self.centres)
 
     @classmethod
-    def of(cls, items: ItemTable, queries: Floats) -> Geometry:
-        """For queries ``(B, dim)`` like these."""
-        beta = float(np.median(np.linalg.norm(queries, axis=1))) or 1.0
-        largest = float((np.abs(items.vectors).max(axis=1) * items.scales).max())
-        bias = float(np.abs(items.biases).max()) / beta
-        columns = min(_BIAS_COLUMNS, max(1, math.ceil((bias / largest) ** 2))) if largest > 0 else 1
-        step = max(largest, bias / math.sqrt(columns)) / 127
-        return cls(beta, columns, step or 1.0)
+    def of(cls, items: ItemTable, tell: Progress) -> Cells:
+        """Divide a catalogue; the same one is always divided alike."""
+        n = len(items)
+        n_head = round(HEAD * n)
+        by_popularity = np.argsort(-items.biases, kind="stable")
+        head, rest = np.sort(by_popularity[:n_head]), np.sort(by_popularity[n_head:])
+        n_cells = max(1, min(len(rest), round(CELLS_PER_ROOT * math.sqrt(n))))
+        centres = _k_means(items, rest, n_cells, tell)
+        cell, distance = np.empty(len(rest), dtype=np.int32), np.empty(len(rest), dtype=np.float32)
+        for first in range(0, len(rest), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            cell[part], distance[part] = _nearest(items.rows(rest[part]), centres)
+            tell("building the index", 0.5 + 0.5 * min(1.0, (first + _AT_ONCE) / len(rest)))
+        by_cell = np.argsort(cell, kind="stable")
+        sizes = np.bincount(cell, minlength=n_cells)
+        many = np.maximum(sizes, 1)
+        spread = np.sqrt(np.bincount(cell, weights=distance, minlength=n_cells) / many)
+        biases = np.where(sizes > 0, np.bincount(cell, weights=items.biases[rest], minlength=n_cells) / many, -np.inf)
+        widths = WIDTH * spread * np.sqrt(2 * np.log(np.maximum(sizes, 2)) / items.dim)
+        starts = n_head + np.concatenate([[0], np.cumsum(sizes)])
+        order = np.concatenate([head, rest[by_cell]]).astype(np.int32)
+        return cls(centres, order, starts.astype(np.int64), np.stack([biases, widths]).astype(np.float32))
 
-    def of_items(self, items: ItemTable, first: int, last: int) -> Codes:
-        """Codes ``(last - first, dim + bias_columns)``, all with the same step."""
-        rows = items.rows(np.arange(first, last))
-        bias = items.biases[first:last, None] / (self.beta * math.sqrt(self.bias_columns))
-        wide = np.concatenate([rows, np.repeat(bias, self.bias_columns, axis=1)], axis=1)
-        return np.rint(wide / self.step).astype(np.int8)
+    def promising(self, query: Floats, count: int) -> NDArray[np.intp]:
+        """The ``count`` cells that promise most to a query ``(dim,)``, in order of the file."""
+        promise = self.centres @ query + self.promise[0] + np.linalg.norm(query) * self.promise[1]
+        if count >= len(promise):
+            return np.arange(len(promise))
+        return np.sort(np.argpartition(promise, len(promise) - count)[len(promise) - count :])
 
-    def of_queries(self, queries: Floats) -> Codes:
-        """Codes ``(B, dim + bias_columns)``, each with a step of its own: the length of a query does not change its ranking."""
-        bias = np.full((len(queries), self.bias_columns), self.beta / math.sqrt(self.bias_columns), dtype=np.float32)
-        wide = np.concatenate([queries, bias], axis=1)
-        return np.rint(wide * (127 / np.abs(wide).max(axis=1, keepdims=True))).astype(np.int8)
+
+def _k_means(items: ItemTable, of: NDArray[np.integer], n_cells: int, tell: Progress) -> Floats:
+    random = np.random.default_rng(0)
+    drawn = items.rows(np.sort(random.choice(of, min(len(of), _LEARNT_FROM * n_cells), replace=False)))
+    centres = drawn[np.sort(random.choice(len(drawn), n_cells, replace=False))].copy()
+    for done in range(_PASSES):
+        cell = np.concatenate([_nearest(drawn[first : first + _AT_ONCE], centres)[0] for first in range(0, len(drawn), _AT_ONCE)])
+        by_cell, sizes = np.argsort(cell, kind="stable"), np.bincount(cell, minlength=n_cells)
+        filled = np.flatnonzero(sizes)  # an empty cell keeps its centre
+        begins = (np.cumsum(sizes) - sizes)[filled]
+        centres[filled] = np.add.reduceat(drawn[by_cell], begins, axis=0) / sizes[filled, None]
+        tell("building the index", 0.5 * (done + 1) / _PASSES)
+    return centres
+
+
+def _nearest(rows: Floats, centres: Floats) -> tuple[NDArray[np.int32], Floats]:
+    """Of each row the nearest centre, and the square of its distance."""
+    half = (centres * centres).sum(1) / 2
+    products = rows @ centres.T - half
+    cell = products.argmax(axis=1)
+    squares = (rows * rows).sum(1) - 2 * products[np.arange(len(rows)), cell]
+    return cell.astype(np.int32), np.maximum(squares, 0.0)
 
 
 @dataclass(frozen=True)
 class Depth:
-    """For answers of up to ``count`` items: the effort, and the recall that was measured with it, that of the worse kind."""
+    """For answers of up to ``count`` items: how many cells, and the recall measured with them, that of the worse kind."""
 
     count: int
-    expansion: int
+    cells: int
     recall: float
-
-    @property
-    def fetched(self) -> int:
-        """Candidates that are scored again: codes are coarser than scores."""
-        return max(32, 2 * self.count)
 
 
 @dataclass(frozen=True)
@@ -114,26 +162,56 @@ class Facts:
     """What an index is, for its file and for people."""
 
     digest: str
-    geometry: Geometry
+    n_cells: int
     depths: tuple[Depth, ...]
     queries: int
     build_seconds: float
 
 
+class Searcher:
+    """Looks into cells. Safe to call from many threads at once."""
+
+    def __init__(self, cells: Cells, items: ItemTable) -> None:
+        self.cells = cells
+        self._vectors, self._scales, self._biases = (
+            column[cells.order] for column in (items.vectors, items.scales, items.biases)
+        )
+        self._popular = np.argsort(-items.biases, kind="stable")[: 2 * max(DEPTHS)].astype(np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index: vectors lie in its order once more."""
+        arrays = (self._vectors, self._scales, self._biases, self.cells.centres, self.cells.order, self.cells.starts)
+        return sum(array.nbytes for array in arrays)
+
+    def best(self, query: Floats, count: int, cells: int) -> NDArray[np.int32]:
+        """The best positions, at most ``count``, that ``cells`` cells and the popular items hold; in no order."""
+        if not query.any():  # nothing is known: the order of biases is
+            return self._popular[:count]
+        starts = self.cells.starts
+        chosen = self.cells.promising(query, cells)
+        begins = np.concatenate([[0], starts[chosen]])
+        ends = np.concatenate([starts[:1], starts[chosen + 1]])
+        offsets = np.concatenate([[0], np.cumsum(ends - begins)])
+        scores, at = np.empty(offsets[-1], dtype=np.float32), np.empty(offsets[-1], dtype=np.int64)
+        for begin, end, offset in zip(begins.tolist(), ends.tolist(), offsets.tolist(), strict=False):
+            for first in range(begin, end, _BLOCK):
+                last = min(first + _BLOCK, end)
+                part = slice(offset + first - begin, offset + last - begin)
+                np.dot(self._vectors[first:last].astype(np.float32), query, out=scores[part])
+                at[part] = np.arange(first, last)
+        scores *= self._scales[at]
+        scores += self._biases[at]
+        return self.cells.order[at[top_of(scores, count)]]
+
+
 class ApproximateIndex:
-    """An index that was measured. Many threads may ask at once; one of them walks the graph at a time.
+    """An index that was measured. Many threads may ask at once."""
 
-    Parameters
-    ----------
-    graph:
-        A ``usearch`` index over the codes of ``exact.items``, keys their positions.
-    """
-
-    def __init__(self, facts: Facts, graph: Any, exact: ExactSearch) -> None:
+    def __init__(self, facts: Facts, cells: Cells, exact: ExactSearch) -> None:
         self.facts = facts
-        self._graph, self._exact = graph, exact
-        self._turn = threading.Lock()  # the effort is a setting of the graph, and older versions of usearch share scratch space
-        self._popular = top_of(exact.items.biases, 2 * max(DEPTHS))
+        self._exact = exact
+        self._searcher = Searcher(cells, exact.items)
 
     @property
     def most(self) -> int:
@@ -147,8 +225,8 @@ class ApproximateIndex:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the graph and its codes."""
-        return int(self._graph.memory_usage)
+        """Memory of the index."""
+        return self._searcher.nbytes
 
     def top(self, queries: Floats, k: int) -> tuple[NDArray[np.int32], Floats]:
         """As :meth:`ExactSearch.top`; exact for ``k`` above :attr:`most`."""
@@ -157,17 +235,18 @@ class ApproximateIndex:
         return best_of(self._exact, queries, self.candidates(queries, k), k)
 
     def candidates(self, queries: Floats, count: int) -> NDArray[np.int64]:
-        """Positions ``(B, m)`` among which the ``count`` best of each query are, in no order, ``m >= count``; -1 where fewer."""
+        """Positions ``(B, count)``, the best that were found for each query, in no order; -1 where fewer."""
         depth = next(depth for depth in self.facts.depths if depth.count >= count)
-        found = self._searched(queries, depth.fetched, depth.expansion, threads=1)
-        for row in np.flatnonzero(~queries.any(axis=1)):  # nothing is known: the order of biases is
-            found[row] = -1
-            popular = self._popular[: found.shape[1]]
-            found[row, : len(popular)] = popular
-        return found
+        return candidates(self._searcher, queries, count, depth.cells)
 
-    def _searched(self, queries: Floats, count: int, expansion: int, threads: int) -> NDArray[np.int64]:
-        return search_graph(self._graph, self.facts.geometry.of_queries(queries), count, expansion, threads, self._turn)
+
+def candidates(searcher: Searcher, queries: Floats, count: int, cells: int) -> NDArray[np.int64]:
+    """As :meth:`ApproximateIndex.candidates`, with this effort."""
+    found = np.full((len(queries), count), -1, dtype=np.int64)
+    for row, query in enumerate(queries):
+        best = searcher.best(query, count, cells)
+        found[row, : len(best)] = best
+    return found
 
 
 def best_of(exact: ExactSearch, queries: Floats, near: NDArray[np.int64], k: int) -> tuple[NDArray[np.int32], Floats]:
@@ -183,19 +262,6 @@ def best_of(exact: ExactSearch, queries: Floats, near: NDArray[np.int64], k: int
     return positions, best
 
 
-def search_graph(graph: Any, codes: Codes, count: int, expansion: int, threads: int, turn: threading.Lock) -> NDArray[np.int64]:
-    """What the graph finds, ``(B, min(count, n_items))`` positions, -1 where it finds fewer."""
-    with turn:
-        graph.expansion_search = expansion
-        matches = graph.search(codes, min(count, len(graph)), threads=threads)
-    if len(codes) == 1:  # usearch then gives what it found and nothing else
-        found = np.full((1, min(count, len(graph))), -1, dtype=np.int64)
-        found[0, : len(matches.keys)] = matches.keys
-        return found
-    keys = matches.keys.astype(np.int64)
-    return np.where(np.arange(keys.shape[1]) < np.asarray(matches.counts)[:, None], keys, -1)
-
-
 def index_of(
     scoring: Scoring, model: QueryModel, exact: ExactSearch, *, folder: Path | None = None, progress: Progress | None = None
 ) -> ApproximateIndex | None:
@@ -206,7 +272,7 @@ def index_of(
     from common.engine.index_file import load_index, save_index
 
     tell = progress or (lambda what, share: None)
-    if folder is not None and (kept := load_index(folder, scoring.digest)) is not None:
+    if folder is not None and (kept := load_index(folder, scoring.digest, len(scoring.items))) is not None:
         return ApproximateIndex(*kept, exact)
     made = _build(scoring, model, exact, tell)
     if made is None:
@@ -217,51 +283,33 @@ def index_of(
     return ApproximateIndex(*made, exact)
 
 
-def _build(scoring: Scoring, model: QueryModel, exact: ExactSearch, tell: Progress) -> tuple[Facts, Any] | None:
-    from usearch.index import Index
-
-    began, cores = time.perf_counter(), len(os.sched_getaffinity(0))
+def _build(scoring: Scoring, model: QueryModel, exact: ExactSearch, tell: Progress) -> tuple[Facts, Cells] | None:
+    began = time.perf_counter()
     tell("drawing histories", 0.0)
     drawn = (walks(model, QUERIES), tastes(model, exact, QUERIES))
     kinds = [model.queries(*model.padded(histories)) for histories in drawn]
-    geometry, items = Geometry.of(scoring.items, np.concatenate(kinds)), scoring.items
-    graph = Index(
-        ndim=items.dim + geometry.bias_columns,
-        metric="ip",
-        dtype="i8",
-        connectivity=CONNECTIVITY,
-        expansion_add=EXPANSION_ADD,
-        enable_key_lookups=False,
-    )
-    ends = [min(_BY_ONE, len(items)), *range(_BY_ONE + _AT_ONCE, len(items), _AT_ONCE), len(items)]
-    for first, last in pairwise([0, *sorted(set(ends))]):
-        threads = cores if first else 1
-        graph.add(np.arange(first, last, dtype=np.uint64), geometry.of_items(items, first, last), threads=threads)
-        tell("building the index", last / len(items))
+    cells = Cells.of(scoring.items, tell)
     tell("measuring recall", 0.0)
-    depths = measured_depths(graph, geometry, exact, kinds, cores, tell)
+    depths = measured_depths(Searcher(cells, scoring.items), exact, kinds, tell)
     if not depths:
         return None
-    return Facts(scoring.digest, geometry, depths, sum(map(len, kinds)), time.perf_counter() - began), graph
+    return Facts(scoring.digest, len(cells), depths, sum(map(len, kinds)), time.perf_counter() - began), cells
 
 
-def measured_depths(
-    graph: Any, geometry: Geometry, exact: ExactSearch, kinds: Sequence[Floats], threads: int, tell: Progress
-) -> tuple[Depth, ...]:
+def measured_depths(searcher: Searcher, exact: ExactSearch, kinds: Sequence[Floats], tell: Progress) -> tuple[Depth, ...]:
     """The least effort that is enough for each of :data:`DEPTHS` and each kind of queries, as far as there is one."""
     queries = np.concatenate(kinds)
     ends = np.cumsum([len(kind) for kind in kinds])[:-1]
     true = exact.top(queries, min(max(DEPTHS), len(exact.items)))[0]
-    codes, turn = geometry.of_queries(queries), threading.Lock()
+    most = MOST_CELLS * len(searcher.cells)
     depths: list[Depth] = []
     for place, count in enumerate(DEPTHS):
-        least = max(Depth(count, 0, 0.0).fetched, depths[-1].expansion if depths else 0)
-        for expansion in (effort for effort in EXPANSIONS if effort >= least):
-            trial = Depth(count, expansion, 0.0)
-            near = search_graph(graph, codes, trial.fetched, expansion, threads, turn)
-            recalls = np.split(recall(best_of(exact, queries, near, count)[0], true[:, :count]), ends)
+        least = depths[-1].cells if depths else 0
+        for effort in (effort for effort in EFFORTS if least <= effort <= most):
+            near = candidates(searcher, queries, count, effort)
+            recalls = np.split(recall(near, true[:, :count]), ends)
             if all(part.mean() - 2 * part.std() / math.sqrt(len(part)) >= RECALL for part in recalls):
-                depths.append(Depth(count, expansion, float(min(part.mean() for part in recalls))))
+                depths.append(Depth(count, effort, float(min(part.mean() for part in recalls))))
                 break
         else:
             break

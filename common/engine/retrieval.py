@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 SearchChoice = Literal["auto", "exact", "approximate"]
 
-APPROXIMATE_FROM = 4_000_000
-"""Items from which ``search="auto"`` builds an index. Below, exact search was measured to be the faster one (docs/serving.md)."""
+APPROXIMATE_FROM = 200_000
+"""Items from which ``search="auto"`` builds an index."""
 
 PROBES = 3
 NOT_FINITE = "the model gives scores that are not finite; take another bundle"

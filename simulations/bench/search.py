@@ -69,10 +69,10 @@ def _at(label: str, size: int, repeats: int, watch: Watch) -> list[Figure]:
     ]
     calls: dict[str, Callable[[list[int]], object]] = {"exact": lambda history: exact.top([history], K)}
     if engine.index is not None:
-        index, efforts = engine.index, ", ".join(f"{depth.expansion} for {depth.count}" for depth in engine.index.facts.depths)
+        index, efforts = engine.index, ", ".join(f"{depth.cells} for {depth.count}" for depth in engine.index.facts.depths)
         calls |= {"approximate": lambda history: engine.top([history], K)}
         calls |= {f"approximate, {MANY} wanted": lambda history: engine.top([history], MANY)}
-        note = f"{grown / 2**20:.0f} MiB more are resident; efforts {efforts}"
+        note = f"{grown / 2**20:.0f} MiB more are resident; cells, of {index.facts.n_cells}: {efforts}"
         figures.append(Figure(f"index, {label}", index.nbytes / 2**20, "MiB", note))
         figures.append(Figure(f"recall@{K} by itself, {label}", index.recall, "", f"{index.facts.queries} drawn histories"))
         figures += _recalls(label, engine.top, exact.top, histories)

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.privacy.signing import create_key
 from tests.bundles import write_tiny
 
-NOT_NEEDED = ("torch", "transformers", "peft", "opacus", "flwr", "pandas", "scipy", "sklearn", "sympy", "onnx", "usearch", "grpc")
+NOT_NEEDED = ("torch", "transformers", "peft", "opacus", "flwr", "pandas", "scipy", "sklearn", "sympy", "onnx", "grpc")
 
 PROGRAM = """
 import json, sys, time
