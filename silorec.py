@@ -7,7 +7,6 @@ quick.
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +24,7 @@ _NAMES = {
 _OPTIONAL = frozenset(
     {
         "dp_accounting", "flwr", "gguf", "implicit", "jinja2", "matplotlib", "mpmath", "onnx", "opacus", "peft", "psutil", "ray",
-        "scipy", "sklearn", "threadpoolctl", "torch", "transformers",
+        "scipy", "sklearn", "tensorboard", "threadpoolctl", "torch", "transformers",
     }
 )  # fmt: skip
 
@@ -47,13 +46,19 @@ def command_line() -> typer.Typer:
     """All commands, each role's small app mounted in one."""
     import typer
 
+    from client.cli import client_app
     from client.gateway_cli import gateway_app
     from common.bundle.cli import bundle_app
     from common.cli import fetch_app
+    from common.consortium.cli import consortium_app
     from common.data.cli import data_app
+    from common.doctor.cli import doctor_app
+    from common.logs import configure
     from common.privacy.audit.cli import audit_app
     from common.privacy.ledger_cli import ledger_app
+    from common.status.cli import status_app
     from server.bundle_cli import bundle_making_app
+    from server.cli import server_app
     from server.serving.cli import serve_app
     from simulations.attacks.cli import attack_app
     from simulations.cli import simulations_app
@@ -68,9 +73,14 @@ def command_line() -> typer.Typer:
     app.add_typer(simulations_app)
     app.add_typer(fetch_app)
     app.add_typer(data_app, name="data")
+    app.add_typer(doctor_app)
     app.add_typer(ledger_app, name="ledger")
+    app.add_typer(consortium_app, name="consortium")
+    app.add_typer(server_app, name="server")
+    app.add_typer(client_app, name="client")
     app.add_typer(gateway_app)
     app.add_typer(serve_app)
+    app.add_typer(status_app)
     audits = typer.Typer(help=audit_app.info.help, no_args_is_help=True)
     audits.add_typer(audit_app)
     audits.add_typer(attack_app)
@@ -80,8 +90,13 @@ def command_line() -> typer.Typer:
     app.add_typer(bundles, name="bundle")
 
     @app.callback()
-    def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside.")) -> None:
-        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    def options(
+        verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what goes on inside."),
+        log_format: str = typer.Option(
+            None, help="text, or json: one object a line.", show_default="text, or SILOREC_LOG_FORMAT"
+        ),
+    ) -> None:
+        configure(verbose or None, log_format)
 
     return app
 
@@ -97,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in _OPTIONAL | _SERVING:
             raise
-        extra = "serve" if error.name in _SERVING else "simulate"
+        extra = {**dict.fromkeys(_SERVING, "serve"), "tensorboard": "tensorboard"}.get(error.name, "simulate")
         _end(f"{error.name} is not installed: this needs the extra '{extra}': pip install 'silorec[{extra}]'", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)

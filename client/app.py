@@ -41,6 +41,12 @@ def metrics(message: Message, context: Context) -> Message:
     return answer(message, lambda: _silo(context).metrics(read_adapter_request(message)))
 
 
+@app.query("budget")
+def budget(message: Message, context: Context) -> Message:
+    """How much of the silo's budget is left? Told only where its operator shows it; it follows from what was released."""
+    return answer(message, lambda: _silo(context).budget(read_request(message)))
+
+
 @app.query("advertise")
 def advertise(message: Message, context: Context) -> Message:
     """With which keys does the silo take part in a secure sum?"""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from common.consortium.home import SiloHome
+from common.consortium.roster import read_signed
+from common.data.own import OwnSource
+from common.data.population import CATALOGUE_VARIABLE
 from common.errors import ConfigError
 from common.privacy.accountant import epsilon
 from common.privacy.filter import best_order
@@ -15,7 +21,7 @@ from common.privacy.plan import PrivacyPlan
 from common.privacy.policy import Policy
 from common.privacy.signing import SigningKey, create_key, load_key
 from common.privacy.store import make_folder
-from common.secagg.roster import ROSTER, KeyRoster, write_roster
+from common.secagg.roster import ROSTER, KeyRoster, read_roster, write_roster
 
 LEDGER, KEY = "ledger.sqlite", "ledger.key"
 
@@ -36,27 +42,36 @@ class Place:
         The silo's own copy of the consortium's roster; needed for secure aggregation.
     simulated:
         Nobody is behind this silo: its ledger is opened by itself, with a policy that allows the run and nothing beyond it.
+    show_budget:
+        The coordinator may ask how much budget is left.
+    authority:
+        Certificate of the authority that signed the roster; None where the roster is a plain list of keys, as in a simulation.
     """
 
     index: int
     folder: Path | None = None
-    data: Path | None = None
+    data: OwnSource | Path | None = None
     roster: Path | None = None
     simulated: bool = False
+    show_budget: bool = False
+    authority: Path | None = None
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any], out: str | None = None) -> Place:
-        """Read a SuperNode's ``--node-config``: ``silo``, ``data``, ``state`` and ``roster``; or, in a simulation, Flower's
-        ``partition-id``, which takes its folder and the roster from the run's ``out``.
+        """Read a SuperNode's ``--node-config``: ``home``, the silo's folder, which says it all; or ``silo``, ``data`` (see
+        :meth:`OwnSource.of`), ``state`` and ``roster`` one by one; or, in a simulation, Flower's ``partition-id``, which takes
+        its folder and the roster from the run's ``out``.
 
         Raises
         ------
         ConfigError
             If neither ``silo`` nor ``partition-id`` is there, or a deployed silo names no data or no state.
         """
+        if node_config.get("home"):
+            return cls.at_home(SiloHome(Path(str(node_config["home"]))))
         if "silo" not in node_config:
             if "partition-id" not in node_config:
-                raise ConfigError('this node is no silo: give --node-config \'silo=0 data="path" state="folder"\'')
+                raise ConfigError("this node is no silo: give --node-config 'home=\"folder\"'")
             index = int(node_config["partition-id"])
             if not out:
                 return cls(index, simulated=True)
@@ -65,7 +80,38 @@ class Place:
         if missing:
             raise ConfigError(f"--node-config lacks {missing[0]!r}: a silo has its own data and keeps its own ledger")
         roster = Path(str(node_config["roster"])) if node_config.get("roster") else None
-        return cls(int(node_config["silo"]), Path(str(node_config["state"])), Path(str(node_config["data"])), roster)
+        return cls(int(node_config["silo"]), Path(str(node_config["state"])), OwnSource.of(node_config), roster)
+
+    @classmethod
+    def at_home(cls, home: SiloHome) -> Place:
+        """A deployed silo, by its folder.
+
+        Raises
+        ------
+        ConsortiumError, ConfigError, LedgerError
+            If its settings, key or roster are not in order, or the roster does not have it.
+        """
+        settings = home.settings()
+        consortium = read_signed(home.roster, home.authority)
+        index = consortium.number_of(load_key(home.identity_key).public_key)
+        if settings.catalogue is not None:
+            os.environ[CATALOGUE_VARIABLE] = str(settings.catalogue)
+        source = OwnSource(**settings.data.model_dump(), folder=home.folder)
+        return cls(index, home.folder, source, home.roster, show_budget=settings.show_budget, authority=home.authority)
+
+    def key_roster(self) -> KeyRoster:
+        """The silos' keys as this silo's operator has them, and who is absent now.
+
+        Raises
+        ------
+        ConfigError, ConsortiumError
+            If there is no roster, or it is not what the authority signed.
+        """
+        if self.roster is None:
+            raise ConfigError("a secure sum takes the silo's own copy of the roster")
+        if self.authority is None:
+            return read_roster(self.roster)
+        return read_signed(self.roster, self.authority).key_roster(datetime.now(UTC))
 
 
 def hardens_noise(config: Config, place: Place) -> bool:

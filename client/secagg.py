@@ -202,6 +202,10 @@ class Participant:
             ads = verify_advertisements(unpack_advertisements(advertisements), self.roster.by_silo, context)
             if self.silo not in ads or ads[self.silo].to_bytes() != session.advertisement:
                 raise SecAggError("the list of keys does not hold the ones that this silo advertised for this round")
+            if gone := sorted(ads.keys() & self.roster.absent):
+                raise SecAggError(
+                    f"silos {gone} were revoked or have expired, by this silo's own roster: no sum is made with them"
+                )
             graph, keys = self._graph(context, ads), EphemeralKeys.from_disk(session.keys)
             session.seed = secrets.token_bytes(KEY_BYTES)
             holders = graph.holders(self.silo)

@@ -10,6 +10,7 @@ for a round that was answered is refused.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from common.privacy.policy import Proposal
 from common.privacy.signing import load_key
 from common.protocol import (
     ADVERTISE,
+    BUDGET,
     COUNT,
     ENROL,
     MASK,
@@ -56,7 +58,6 @@ from common.protocol import (
     silo_seed,
 )
 from common.secagg.coding import coding_of, mechanism_of, weights_of
-from common.secagg.roster import read_roster
 from common.secagg.rules import Rules
 
 log = logging.getLogger("silorec.client")
@@ -99,6 +100,20 @@ class Silo:
     def metrics(self, request: AdapterRequest) -> Fields:
         """Protected figures of the adapter's quality on what this silo held out, float32 ``(2,)``."""
         return self._plainly(METRICS, request)
+
+    def budget(self, request: Request) -> Fields:
+        """Thousandths of epsilon that are left under the policy's limit over everything, rounded down; only where the operator
+        shows them. A figure of the ledger: charges follow from public parameters, never from data.
+        """
+        check_request(request, BUDGET, self.config)
+        if not self.place.show_budget or self.place.folder is None:
+            raise Refusal(ErrorCode.POLICY_REFUSED, "this silo's operator does not show how much budget is left")
+        ledger = self._ledger(self.place.folder)
+        ledger.refresh()
+        spent = ledger.spent()
+        if spent.limit is None:
+            raise Refusal(ErrorCode.POLICY_REFUSED, "this silo's policy has no limit over everything, so nothing is left of one")
+        return {"budget": math.floor(1000 * max(0.0, spent.limit - spent.epsilon))}
 
     def advertise(self, request: SumRequest) -> Fields:
         """The silo's keys for one attempt at a secure sum, signed."""
@@ -222,13 +237,13 @@ class Silo:
         check_request(request, stage, self.config)
         if not self.config.is_secure:
             raise Refusal(ErrorCode.BAD_REQUEST, f"{stage}: this run does not aggregate securely")
-        if self._taking_part is None:
-            folder, path = self.place.folder, self.place.roster
-            if folder is None or path is None:
+        if self._taking_part is None or stage == ADVERTISE:  # the roster may have changed since the last attempt
+            folder = self.place.folder
+            if folder is None or self.place.roster is None:
                 raise Refusal(ErrorCode.POLICY_REFUSED, "a secure sum takes the silo's own key and its own copy of the roster")
-            memory = FileMemory(folder / "secagg" / f"{request.config_hash[:16]}.json")
-            roster, key = read_roster(path), load_key(folder / KEY)
-            self._taking_part = Participant(self.place.index, request.config_hash, Rules.of(self.config), roster, key, memory)
+            memory, rules = FileMemory(folder / "secagg" / f"{request.config_hash[:16]}.json"), Rules.of(self.config)
+            roster, key = self.place.key_roster().first(rules.silos), load_key(folder / KEY)
+            self._taking_part = Participant(self.place.index, request.config_hash, rules, roster, key, memory)
         if request.roster != self._taking_part.roster.digest:
             raise Refusal(
                 ErrorCode.SECAGG_REFUSED, f"the coordinator has another roster than {self.place.roster}: compare the files"
@@ -255,7 +270,8 @@ class Silo:
         """The silo's ``SiloData``, read on first use."""
         if self._data is None:
             from client.silo_data import SiloData
-            from common.data.population import load_population, own_data
+            from common.data.own import own_data
+            from common.data.population import load_population
             from common.data.split import without_last
             from common.model.resident import resident
 

@@ -162,7 +162,29 @@ class FederationConfig(Section):
         description="share of its former self in the running average of adapters that is kept; 0 keeps the last one",
     )
     quorum: float = Field(0.5, gt=0, le=1, description="share of silos that must answer in a round")
-    deadline: float = Field(600.0, gt=0, description="seconds to wait for the silos in a round")
+    deadline: float = Field(
+        600.0, gt=0, description="seconds to wait for the silos where they compute: count, train, mask, metrics"
+    )
+    stage_deadline: float = Field(
+        60.0, gt=0, description="seconds to wait where they compute next to nothing, such as signing; never more than deadline"
+    )
+    enrolment_deadline: float | None = Field(
+        None, gt=0, description="seconds to wait for all silos to enrol, and later for a quorum of them; unset: deadline"
+    )
+    patience: float = Field(
+        0.0,
+        ge=0,
+        description="once the quorum has answered, wait for the others at most this many times as long as the quorum took, and "
+        "5 seconds at least; 0 waits until the deadline",
+    )
+    backoff_rounds: int = Field(
+        4, ge=0, description="a silo that fails is left out of 1 round, then of 2, 4, …, of so many at most; 0 leaves none out"
+    )
+    round_attempts: int = Field(
+        3, ge=1, description="how often a round that misses its quorum is tried; never again where that costs the silos budget"
+    )
+    round_pause: float = Field(10.0, ge=0, description="seconds between two tries of a round")
+    ask_budgets: bool = Field(False, description="after each round, ask the silos how much budget they have left")
     weighting: Literal["declared", "uniform"] = Field("declared", description="by declared users, or all alike")
     declared_users: Annotated[tuple[int, ...], BeforeValidator(_json_list)] = Field(
         (), description="users that each silo declares, in the order of the silos; a simulation fills it at enrolment"

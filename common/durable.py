@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,28 @@ def write_durably(path: Path, content: bytes | Iterable[bytes | memoryview], *, 
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    sync_folder(path.parent)
+    return path
+
+
+def create_durably(path: Path, content: bytes, *, mode: int = 0o600) -> Path:
+    """Make ``path`` with ``content``, all of it or nothing, on the disk when this returns.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there already, which is never overwritten.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # unlike a rename, it fails where something is there
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()

@@ -70,8 +70,20 @@ class ServingError(SilorecError):
     """A request for recommendations cannot be answered as it stands, or the service cannot be started or reached."""
 
 
+class ConsortiumError(SilorecError):
+    """A key, certificate, invitation or roster is expired, revoked, foreign or damaged; it was not used."""
+
+
 class FederationError(SilorecError):
     """A round cannot go on: too few silos answered, or their updates do not fit."""
+
+
+class RoundFailed(FederationError):
+    """Too few silos answered in a round; ``again`` says whether trying it again may help and costs no silo anything."""
+
+    def __init__(self, message: str, *, again: bool = True) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 class SecAggError(FederationError):

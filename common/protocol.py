@@ -27,7 +27,7 @@ from common.secagg.context import MAX_SILOS
 from common.secagg.keys import ADVERTISEMENT_BYTES
 from common.secagg.messages import BOX_RECORD, REVEALED_RECORD, SIGNATURE_BYTES, round_id
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 #: Who are you: the silo's place in the roster, which is public.
 ENROL = "query.enrol"
@@ -37,6 +37,9 @@ COUNT = "query.count"
 TRAIN = "train"
 #: Protected figures of an adapter's quality on interactions that the silo held out; asked once, after the last round.
 METRICS = "query.metrics"
+#: How much of its budget a silo has left, in thousandths of epsilon, where its operator shows it: a figure of the ledger, which
+#: follows from what was released and never from data.
+BUDGET = "query.budget"
 
 #: What a silo answers with a vector. In a secure sum it never leaves as it is: the stages below take its place.
 SUMMED = (COUNT, TRAIN, METRICS)
@@ -54,6 +57,7 @@ RELEASED: Mapping[str, Mapping[str, Kind]] = MappingProxyType(
         COUNT: MappingProxyType({"count": "vector"}),
         TRAIN: MappingProxyType({"update": "vector"}),
         METRICS: MappingProxyType({"metrics": "vector"}),
+        BUDGET: MappingProxyType({"budget": "integer"}),
         ADVERTISE: MappingProxyType({"advertisement": "bytes"}),
         SHARE: MappingProxyType({"shares": "bytes"}),
         MASK: MappingProxyType({"masked": "words", "release": "digest"}),
@@ -84,9 +88,12 @@ FINAL = frozenset(
     },
 )
 
+#: Refusals that stay what they are for the rest of a run: a budget does not come back, and an operator has decided.
+FOR_GOOD = frozenset({ErrorCode.BUDGET_EXHAUSTED, ErrorCode.POLICY_REFUSED})
+
 #: Keys of Flower's ``run_config`` that are no settings of the run but of the process that runs it.
 APP_PREFIX = "app."
-APP_KEYS = frozenset({"app.out", "app.key", "app.roster"})
+APP_KEYS = frozenset({"app.out", "app.home", "app.key", "app.roster"})
 
 Fields = Mapping[str, Any]
 

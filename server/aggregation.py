@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Config
-from common.errors import ConfigError, ErrorCode, FederationError, SecAggError
+from common.errors import ConfigError, ErrorCode, FederationError, RoundFailed, SecAggError
 from common.privacy.transcript import Transcript
 from common.protocol import (
     ADVERTISE,
@@ -25,6 +25,7 @@ from common.protocol import (
     SHARE,
     SIGN,
     AdapterRequest,
+    Fields,
     Request,
     SumRequest,
     question_digest,
@@ -35,7 +36,7 @@ from common.secagg.context import RoundContext
 from common.secagg.messages import NONCE_BYTES
 from common.secagg.roster import KeyRoster
 from common.secagg.rules import Rules
-from server.exchange import Exchange
+from server.exchange import Exchange, Keep
 from server.secagg import SecureSum
 
 log = logging.getLogger("silorec.server")
@@ -67,8 +68,20 @@ class Aggregation(Protocol):
 
         Raises
         ------
-        FederationError
+        RoundFailed
             If too few silos answer.
+        FederationError
+            If the silos cannot be asked at all.
+        """
+        ...
+
+    def admit(self, roster: KeyRoster) -> None:
+        """From now on the silos' keys are those of ``roster``, which may hold silos that came later than the run.
+
+        Raises
+        ------
+        ConfigError
+            If it lacks some of the run's.
         """
         ...
 
@@ -89,6 +102,9 @@ class PlainAggregation:
             total += weights[silo] * vector.astype(np.float64)
         return Sum(total, sum(weights[silo] for silo in answers.fields), tuple(answers.fields), answers.refusals)
 
+    def admit(self, roster: KeyRoster) -> None:
+        """See :class:`Aggregation`: no key plays a part here."""
+
 
 class SecureAggregation:
     """The coordinator sees the sum, and of each answer a vector that looks like noise; see docs/secure-aggregation.md.
@@ -107,10 +123,15 @@ class SecureAggregation:
     """
 
     def __init__(self, silos: Exchange, config: Config, roster: KeyRoster, transcript: Transcript | None = None) -> None:
-        self.silos, self.config, self.roster, self.transcript = silos, config, roster, transcript
+        self.silos, self.config, self.transcript = silos, config, transcript
         self.rules = Rules.of(config)
-        if len(roster) != self.rules.silos:
+        self.admit(roster)
+
+    def admit(self, roster: KeyRoster) -> None:
+        """See :class:`Aggregation`."""
+        if len(roster) < self.rules.silos:
             raise ConfigError(f"the roster has {len(roster)} silos, the configuration {self.rules.silos}")
+        self.roster = roster.first(self.rules.silos)
 
     def ask(self, action: str, request: Request, *, what: str, length: int) -> Sum:
         """See :class:`Aggregation`; an attempt that ends without a sum is made again, under new keys."""
@@ -121,8 +142,9 @@ class SecureAggregation:
             except FederationError as error:
                 one.note(outcome=str(error))
                 paid = one.asked_for_vectors and self.config.privacy.mode == "distributed"
-                if attempt == ATTEMPTS or paid:  # new noise is a new charge: not without being told to
-                    raise
+                again = not paid and (not isinstance(error, RoundFailed) or error.again)
+                if attempt == ATTEMPTS or not again:  # new noise is a new charge: not without being told to
+                    raise RoundFailed(str(error), again=again) from error
                 log.warning("%s: no sum: %s; trying again under new keys", what, error)
             else:
                 one.note(outcome="sum")
@@ -159,12 +181,7 @@ class _Attempt:
         keys = self.sum.advertised(self._stage(ADVERTISE, None, "advertisement", least))
         boxes = self.sum.shared(self._stage(SHARE, dict.fromkeys(self.sum.ads, keys), "shares", least))
         self.asked_for_vectors = True
-        for silo, words in self._stage(MASK, boxes, "masked", least).items():
-            try:
-                self.sum.add(silo, words)
-            except SecAggError as error:
-                log.warning("%s, %s: silo %d is left out: %s", self.what, MASK, silo, error)
-                self.refusals[silo] = ErrorCode.INTERNAL
+        self._stage(MASK, boxes, "release", least, keep=self._added)
         survivors = self.sum.summed()
         plan = self.way.rules.plan(len(self.sum.ads))
         enough = max(plan.quorum, plan.threshold)  # who has not signed reveals nothing
@@ -173,14 +190,25 @@ class _Attempt:
         revealed = self._stage(REVEAL, dict.fromkeys(signed, quorum), "revealed", min(least, len(signed)))
         return self._opened(self.sum.unmasked(revealed))
 
-    def _stage(self, stage: str, payloads: Mapping[int, bytes] | None, name: str, quorum: int) -> dict[int, Any]:
+    def _added(self, silo: int, fields: Fields) -> Fields:
+        """Add a masked vector to the sum and let it go, so that memory does not grow with the number of silos."""
+        try:
+            self.sum.add(silo, fields["masked"])
+        except SecAggError as error:
+            log.warning("%s, %s: silo %d is left out: %s", self.what, MASK, silo, error)
+            self.refusals[silo] = ErrorCode.INTERNAL
+        return {name: value for name, value in fields.items() if name != "masked"}
+
+    def _stage(
+        self, stage: str, payloads: Mapping[int, bytes] | None, name: str, quorum: int, keep: Keep | None = None
+    ) -> dict[int, Any]:
         """The field ``name`` of each answer; ``payloads`` None asks all silos."""
         question = replace(self.question, vector=self.vector) if stage == MASK else self.question
         requests: Request | Mapping[int, Request] = question
         if payloads is not None:
             requests = {silo: replace(question, payload=payload) for silo, payload in payloads.items()}
         length = self.length if stage == MASK else None
-        answers = self.way.silos.ask(stage, requests, what=f"{self.what}, {stage}", length=length, quorum=quorum)
+        answers = self.way.silos.ask(stage, requests, what=f"{self.what}, {stage}", length=length, quorum=quorum, keep=keep)
         self.refusals |= answers.refusals
         return {silo: fields[name] for silo, fields in answers.fields.items()}
 

@@ -1,12 +1,18 @@
 """The coordinator's Flower app: ``server.app:app``.
 
 It reads the run's configuration, builds the adapter to start from, runs the federation, and writes the last adapter into the
-run's ``app.out`` folder, with the one before the first round. Where the configuration names the coordinator's key, ``app.key`` is
-the path of its private half; ``app.roster`` is that of the roster of the silos' keys. It holds no data but the public catalogue.
+run's ``app.out`` folder, with the one before the first round. It holds no data but the public catalogue.
+
+In a deployment ``app.home`` is the coordinator's folder, which has its key and the consortium's roster; what a bundle is made of
+is then written too. Without one, where the configuration names the coordinator's key, ``app.key`` is the path of its private
+half; ``app.roster`` is that of the roster of the silos' keys.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +21,21 @@ from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
 from common.config import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, FederationError
 from common.privacy.plan import plan_for
 from common.protocol import config_hash, read_run_config
 from common.secagg.roster import ROSTER, KeyRoster, read_roster
 from server.checkpoint import START, Checkpoint, save_final
 from server.exchange import Roster, Sign
-from server.federation import RoundReport, Start, run_federation
+from server.federation import FederationResult, RoundReport, Start, run_federation
 
 app = ServerApp()
+
+STOP = "stop"
+"""A file in the run's folder: end after this round, to be taken up again."""
+
+LOCK = ".lock"
+LOCK_SECONDS = 30.0
 
 
 @app.main()
@@ -31,21 +43,36 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation as ``context.run_config`` says."""
     from common.model.adapter import save_adapter
     from common.model.resident import resident
+    from server.status import StatusFile
 
     config, app_settings = read_run_config(context.run_config)
-    roster = Roster.of(config.federation)
     folder = Path(str(app_settings["out"])) if app_settings.get("out") else None
-    start = start_of(config)
+    home = Path(str(app_settings["home"])) if app_settings.get("home") else None
+    with contextlib.ExitStack() as stack:
+        status = None
+        if folder is not None:
+            stack.enter_context(_alone(folder))
+            status = stack.enter_context(StatusFile(folder, _names(home))) if home is not None else None
+        start = start_of(config)
 
-    def keep_start(report: RoundReport) -> None:
-        if folder is not None and report.round == 0:
-            save_adapter(folder / START, report.vector, resident(config).manifest)
+        def keep_start(report: RoundReport) -> None:
+            if folder is not None and report.round == 0:
+                save_adapter(folder / START, report.vector, resident(config).manifest)
 
-    sign = _signer(config, app_settings.get("key"))
-    keys = _key_roster(config, folder, app_settings.get("roster"))
-    result = run_federation(grid, config, start, roster, folder=folder, sign=sign, key_roster=keys, on_round=keep_start)
-    if folder is not None:
-        save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round), result.metrics)
+        result = run_federation(
+            grid,
+            config,
+            start,
+            Roster.of(config.federation),
+            folder=folder,
+            sign=_signer(config, _key_file(home, app_settings.get("key"))),
+            key_roster=_key_roster(config, folder, home, app_settings.get("roster")),
+            on_round=keep_start,
+            stop=None if folder is None else (folder / STOP).exists,
+            tell=None if status is None else status.tell,
+        )
+        if folder is not None and not result.stopped:
+            _finish(config, folder, start, result, deployed=home is not None)
 
 
 def start_of(config: Config) -> Start:
@@ -72,13 +99,65 @@ def start_of(config: Config) -> Start:
     )
 
 
-def _key_roster(config: Config, folder: Path | None, path: object) -> KeyRoster | None:
-    """The roster that the operator of the coordinator names, else that of the run's folder, where a simulation puts it."""
+def _finish(config: Config, folder: Path, start: Start, result: FederationResult, *, deployed: bool) -> None:
+    """What the run comes to; the final adapter last, for it is the sign that all is there."""
+    if deployed:
+        from common.data.catalogue_file import write_catalogue
+        from common.data.population import load_catalogue
+        from common.model.adapter import save_adapter
+        from common.model.finished import ADAPTER, CATALOGUE
+        from common.model.resident import resident
+
+        write_catalogue(folder / CATALOGUE, load_catalogue(config))
+        save_adapter(folder / ADAPTER, result.vector, resident(config).manifest)
+    save_final(folder, Checkpoint(config_hash(config), start.manifest_hash, result.vector, result.round), result.metrics)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else writes into a run's folder: a process that was killed may live a moment longer than its coordinator."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise FederationError(f"{folder}: another process runs this federation; end it first") from None
+
+
+def _key_roster(
+    config: Config, folder: Path | None, home: Path | None, path: object
+) -> KeyRoster | Callable[[], KeyRoster] | None:
+    """The roster of a deployment, read anew whenever it is asked for; the one that the operator names; or that of the run's
+    folder, where a simulation puts it.
+    """
+    if home is not None:
+        from common.consortium.home import CoordinatorHome
+        from common.consortium.roster import read_signed
+
+        place = CoordinatorHome(home)
+        return lambda: read_signed(place.roster, place.authority).key_roster(datetime.now(UTC))
     if not config.is_secure:
         return None
     if not path and folder is not None:
         path = folder / ROSTER
     return read_roster(Path(str(path))) if path else None
+
+
+def _names(home: Path) -> tuple[str, ...]:
+    """Of the silos, by number."""
+    from common.consortium.home import CoordinatorHome
+    from common.consortium.roster import read_signed
+
+    place = CoordinatorHome(home)
+    return tuple(member.name for member in read_signed(place.roster, place.authority).members)
+
+
+def _key_file(home: Path | None, path: object) -> object:
+    from common.consortium.home import CoordinatorHome
+
+    return path or (None if home is None else CoordinatorHome(home).key)
 
 
 def _signer(config: Config, path: object) -> Sign | None:

@@ -1,7 +1,8 @@
 """The federation, as the coordinator sees it: a count, rounds of train, average, step, checkpoint, and figures of quality.
 
 It runs over any Flower ``Grid`` and knows the model only as one flat vector. What the silos send is protected before it
-arrives here, so nothing in this file touches private data.
+arrives here, so nothing in this file touches private data. A round that misses its quorum is tried again, where that costs no
+silo anything; whom a round is asked of is decided in ``server.attendance``.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.config import Config
+from common.errors import RoundFailed, SilorecError
 from common.privacy.plan import METRICS as FIGURES
 from common.privacy.transcript import FILE as TRANSCRIPT
 from common.privacy.transcript import Transcript
@@ -25,11 +28,14 @@ from common.protocol import COUNT, METRICS, PROTOCOL_VERSION, TRAIN, AdapterRequ
 from common.secagg.coding import mechanism_of
 from common.secagg.roster import KeyRoster
 from server.aggregation import Aggregation, Sum, aggregation_of
+from server.attendance import Tell, telling
 from server.checkpoint import Checkpoint, load, save
 from server.exchange import Exchange, Roster, Sign
 from server.optimisers import OPTIMISERS, averaged, kept
 
 log = logging.getLogger("silorec.server")
+
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +103,10 @@ def run_federation(
     *,
     folder: Path | None = None,
     sign: Sign | None = None,
-    key_roster: KeyRoster | None = None,
+    key_roster: KeyRoster | Callable[[], KeyRoster] | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    tell: Tell | None = None,
 ) -> FederationResult:
     """Run the rounds that are still to do.
 
@@ -114,53 +121,131 @@ def run_federation(
     sign:
         Signs requests with the key that ``config.federation.coordinator`` names.
     key_roster:
-        The silos' long-term keys; needed for secure aggregation.
+        The silos' long-term keys; needed for secure aggregation. A function is called before each round: a silo that has become
+        absent is not asked any more.
     on_round:
         Called after each round that is on the disk.
     stop:
         Asked before each round; True ends the run, which can be resumed.
+    tell:
+        Hears what happens, as JSON-able mappings whose ``event`` is ``run``, ``stage``, ``left_out``, ``invited``, ``round``,
+        ``finished`` or ``failed``. What it raises is logged and changes nothing.
 
     Raises
     ------
     FederationError
-        If a round misses its quorum; the checkpoint of the round before it stays.
+        If a round misses its quorum as often as it is tried, or the disk is full; the checkpoint of the round before it stays.
     """
-    this = config_hash(config)
-    transcript = None if folder is None else Transcript(folder / TRANSCRIPT, _facts_of_run(config, this, start))
-    silos = Exchange(grid, roster, config, this, sign=sign, transcript=transcript)
-    sums = aggregation_of(config, silos, key_roster, transcript)
-    optimise = OPTIMISERS[config.federation.server_optimizer]
-    state = Checkpoint(this, start.manifest_hash, start.vector)
-    if folder is not None:
-        state = load(folder, config_hash=this, manifest_hash=start.manifest_hash) or state
-
-    while state.round < config.federation.rounds:
-        if stop is not None and stop():
-            return FederationResult(kept(state.vector, state.optimiser), state.round, state.history, stopped=True)
-        began, number = time.monotonic(), state.round + 1
-        if number == 0:
-            state = _count(sums, config, state, start)
-        else:
-            request = AdapterRequest(config_hash=this, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
-            summed = sums.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
-            update, noise_std = pseudo_gradient(summed, config)
-            if start.frozen is not None:
-                update[start.frozen] = 0.0
-            stepped = optimise(state.vector, update, state.optimiser, config.federation, noise_std)
-            stepped = averaged(stepped, state.optimiser, config.federation)
-            facts = _facts(number, summed) | {"update_norm": float(np.linalg.norm(update))}
-            state = replace(state, round=number, vector=stepped.vector, optimiser=stepped.state, history=(*state.history, facts))
-        if folder is not None:
-            save(folder, state)
-        if on_round is not None:
-            on_round(RoundReport(number, kept(state.vector, state.optimiser), state.history[-1], time.monotonic() - began))
-    final = kept(state.vector, state.optimiser)
-    if config.privacy.metrics_share and "metrics" not in state.history[-1]:
-        last = {**state.history[-1], "metrics": quality(sums, config, start, final)}
-        state = replace(state, history=(*state.history[:-1], last))
-        if folder is not None:
-            save(folder, state)
+    told = telling(tell)
+    try:
+        run = _Run(grid, config, start, roster, folder, sign, key_roster, told)
+        state = run.state
+        while state.round < config.federation.rounds:
+            if stop is not None and stop():
+                return FederationResult(kept(state.vector, state.optimiser), state.round, state.history, stopped=True)
+            began, number = time.monotonic(), state.round + 1
+            if number == 0:
+                state = run.tried(number, partial(_count, run.sums, config, state, start))
+            else:
+                summed = run.tried(number, partial(_trained, run.sums, state, start))
+                update, noise_std = pseudo_gradient(summed, config)
+                if start.frozen is not None:
+                    update[start.frozen] = 0.0
+                stepped = OPTIMISERS[config.federation.server_optimizer](
+                    state.vector, update, state.optimiser, config.federation, noise_std
+                )
+                stepped = averaged(stepped, state.optimiser, config.federation)
+                facts = _facts(number, summed) | {"update_norm": float(np.linalg.norm(update))}
+                state = replace(
+                    state, round=number, vector=stepped.vector, optimiser=stepped.state, history=(*state.history, facts)
+                )
+            state = run.saved(state)
+            seconds = time.monotonic() - began
+            run.tell_round(state, seconds)
+            if on_round is not None:
+                on_round(RoundReport(number, kept(state.vector, state.optimiser), state.history[-1], seconds))
+        final = kept(state.vector, state.optimiser)
+        if config.privacy.metrics_share and "metrics" not in state.history[-1]:
+            figures = run.tried(state.round + 1, partial(quality, run.sums, config, start, final))
+            state = run.saved(replace(state, history=(*state.history[:-1], {**state.history[-1], "metrics": figures})))
+    except Exception as error:
+        told({"event": "failed", "reason": str(error) if isinstance(error, SilorecError) else type(error).__name__})
+        raise
+    told({"event": "finished", "round": state.round})
     return FederationResult(final, state.round, state.history, metrics=state.history[-1].get("metrics", {}))
+
+
+class _Run:
+    """What the rounds of one run have in common: the way to the silos, the folder, and who watches."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: Config,
+        start: Start,
+        roster: Roster,
+        folder: Path | None,
+        sign: Sign | None,
+        key_roster: KeyRoster | Callable[[], KeyRoster] | None,
+        tell: Tell,
+    ) -> None:
+        this = config_hash(config)
+        self.config, self.folder, self.tell = config, folder, tell
+        self.state = Checkpoint(this, start.manifest_hash, start.vector, seed=config.run.seed)
+        self.transcript = None
+        if folder is not None:
+            self.state = load(folder, config_hash=this, manifest_hash=start.manifest_hash) or self.state
+            facts = facts_of_run(config, start.manifest_hash)
+            self.transcript = Transcript(folder / TRANSCRIPT, facts, mark=self.state.transcript)
+        self.silos = Exchange(grid, roster, config, this, sign=sign, transcript=self.transcript, tell=tell)
+        self._keys = key_roster if callable(key_roster) else lambda: key_roster
+        self.sums = aggregation_of(config, self.silos, self._keys(), self.transcript)
+        rounds = config.federation.rounds
+        run = {"name": config.name, "config": this, "mode": config.privacy.mode, "silos": len(roster), "rounds": rounds}
+        tell({"event": "run", **run, "from_round": self.state.round + 1})
+
+    def tried(self, number: int, once: Callable[[], Asked]) -> Asked:
+        """What ``once`` gives; where it misses the quorum it is tried again, with all silos that have not refused for good."""
+        for attempt in range(1, self.config.federation.round_attempts + 1):
+            try:
+                if (keys := self._keys()) is not None:
+                    self.sums.admit(keys)
+                self.silos.begin(number, absent=keys.absent if keys else (), again=attempt > 1)
+                return once()
+            except RoundFailed as error:
+                if attempt == self.config.federation.round_attempts or not error.again:
+                    raise
+                log.warning("%s; it is tried again in %g s", error, self.config.federation.round_pause)
+            time.sleep(self.config.federation.round_pause)
+        raise AssertionError("unreachable")
+
+    def saved(self, state: Checkpoint) -> Checkpoint:
+        """``state``, on the disk."""
+        if self.folder is None or self.transcript is None:
+            return state
+        state = replace(state, seed=self.config.run.seed, transcript=self.transcript.mark)
+        save(self.folder, state)
+        return state
+
+    def tell_round(self, state: Checkpoint, seconds: float) -> None:
+        """Tell of a round that is on the disk; who was in it has not failed."""
+        facts, answered = state.history[-1], state.history[-1]["answered"]
+        if answered:
+            self.silos.finish(state.round, answered)
+        left: Mapping[int, float | None] = dict.fromkeys(answered)
+        if answered and self.config.federation.ask_budgets:
+            left = self.silos.budgets(answered, what=f"round {state.round}")
+        self.tell(
+            {
+                "event": "round",
+                "round": state.round,
+                "answered": answered,
+                "refused": facts["refused"],
+                "seconds": seconds,
+                "update_norm": facts.get("update_norm"),
+                "budget_left": {str(silo): epsilon for silo, epsilon in left.items()},
+            }
+        )
 
 
 def pseudo_gradient(summed: Sum, config: Config) -> tuple[NDArray[np.float64], float]:
@@ -188,6 +273,13 @@ def quality(sums: Aggregation, config: Config, start: Start, vector: NDArray[np.
     return {name: float(summed.total[i]) / users for i, name in enumerate(FIGURES)} | {f"{name}_std": std for name in FIGURES}
 
 
+def _trained(sums: Aggregation, state: Checkpoint, start: Start) -> Sum:
+    """What the silos make of the adapter in the next round."""
+    number = state.round + 1
+    request = AdapterRequest(config_hash=state.config_hash, round=number, manifest_hash=start.manifest_hash, vector=state.vector)
+    return sums.ask(TRAIN, request, what=f"round {number}", length=len(state.vector))
+
+
 def _count(sums: Aggregation, config: Config, state: Checkpoint, start: Start) -> Checkpoint:
     """Round 0: item biases from the silos' protected counts, where the model has biases."""
     if start.biased is None:
@@ -212,12 +304,13 @@ def _facts(number: int, summed: Sum | None) -> dict[str, Any]:
     }
 
 
-def _facts_of_run(config: Config, config_hash: str, start: Start) -> dict[str, Any]:
+def facts_of_run(config: Config, manifest_hash: str) -> dict[str, Any]:
+    """What a transcript says of its run in its first line."""
     return {
-        "config": config_hash,
+        "config": config_hash(config),
         "protocol": PROTOCOL_VERSION,
         "mode": config.privacy.mode,
         "coordinator": config.federation.coordinator,
         "declared_users": list(config.federation.declared_users),
-        "manifest": start.manifest_hash,
+        "manifest": manifest_hash,
     }

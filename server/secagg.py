@@ -51,7 +51,7 @@ class SecureSum:
     context:
         Run and round.
     rules, roster:
-        How many silos it takes, and their keys.
+        How many silos it takes, and their keys; silos that the roster calls absent are not let in.
     dtype, length:
         Of the vectors: uint32 or uint64, ``(length,)``.
 
@@ -79,6 +79,8 @@ class SecureSum:
             found = Advertisement.from_bytes(reply)
             if silo not in self.roster.by_silo:
                 raise SecAggError(f"silo {silo} is not in the roster")
+            if silo in self.roster.absent:
+                raise SecAggError(f"silo {silo} is not valid any more: it was revoked, or has expired")
             verify_advertisement(found, self.roster.by_silo[silo], self.context, silo)
             return found
 

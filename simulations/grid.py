@@ -8,7 +8,7 @@ reproducible on a slow machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from enum import Enum
 from uuid import uuid4
@@ -107,6 +107,10 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+
+    def is_settled(self, message_ids: Collection[str]) -> bool:
+        """Whether no reply to any of these is there: then none will come, for each message was handled when it was sent."""
+        return not any(message_id in self._replies for message_id in message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Replies in the order of the messages; lost ones are left out at once, whatever ``timeout`` is."""

@@ -23,6 +23,7 @@ import silorec
 from common.assets import ASSETS
 from common.config import describe, load
 from common.config_docs import render
+from common.data.own import OwnSource
 from common.errors import ErrorCode
 from common.privacy.policy import policy_from_dict
 from common.protocol import RELEASED
@@ -161,6 +162,8 @@ def test_settings_that_are_shown_are_allowed(page: Path) -> None:
     for code in blocks(page, "toml"):
         if code.startswith("# roster.toml"):
             KeyRoster(*zip(*((silo["name"], silo["key"]) for silo in tomllib.loads(code)["silo"]), strict=True))
+        elif code.startswith("# silo.toml, its part on data"):
+            OwnSource(**tomllib.loads(code)["data"])
         elif code.startswith("# policy.toml"):
             policy_from_dict(tomllib.loads(code))
         else:

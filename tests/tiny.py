@@ -18,7 +18,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"encoder": "hashing", "backbone": "tiny-bert", "window": 6, "lora_rank": 2, "item_dim": 4},
     "privacy": {"mode": "none"},
     "training": {"batch_size": 8, "local_steps": 2, "sampling_probability": 1.0, "learning_rate": 0.01},
-    "federation": {"rounds": 2},
+    "federation": {"rounds": 2, "round_pause": 0.0},
 }
 
 

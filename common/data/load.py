@@ -42,6 +42,7 @@ def read_dataset(
     malformed: Malformed = "strict",
     min_value: float | None = None,
     progress: Progress | None = None,
+    ordered: bool = False,
 ) -> Dataset:
     """Read interactions and their catalogue.
 
@@ -63,6 +64,9 @@ def read_dataset(
         Leave out interactions with a lower value (rating).
     progress:
         Called with ``(bytes read, bytes in total)``.
+    ordered:
+        Put users in the order of their ids, and rows in that of user id, time and item id, so that the result does not depend on
+        the order of the source; else both keep the latter.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def read_dataset(
     if columns and not chosen.takes_columns:
         able = ", ".join(sorted(name for name, known in READERS.items() if known.takes_columns))
         raise DataError(f"format {chosen.name} has fixed columns and takes no column mapping (these do: {able})")
-    reading = Reading(strict=malformed == "strict", columns=columns, min_value=min_value, progress=progress)
+    reading = Reading(strict=malformed == "strict", columns=columns, min_value=min_value, progress=progress, ordered=ordered)
     return chosen.read(path, reading)
 
 

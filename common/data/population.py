@@ -1,12 +1,13 @@
 """The data of a run, composed from its configuration: read, filtered, dealt out to silos, split.
 
 In a simulation every silo reads its part from here, and so does the evaluation; one process reads the source once. A silo that
-is deployed has data of its own (:func:`own_data`) and takes only the public catalogue from the run's source.
+is deployed has data of its own (:func:`common.data.own.own_data`) and takes only the public catalogue from the run's source.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +21,14 @@ from common.data.catalogue import Catalogue
 from common.data.interactions import Dataset
 from common.data.partition import Partition, declare_users, partition
 from common.data.split import Split, leave_one_out
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
+
+
+CATALOGUE_VARIABLE = "SILOREC_CATALOGUE"
+"""Names the file with a run's public catalogue on this machine, where it does not lie at the path that the configuration says.
+That it is the right one shows in the adapter's manifest, which holds the catalogue's fingerprint."""
+
+CATALOGUE_FILE = "catalogue.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +74,11 @@ def load_population(config: Config) -> Population:
 
 
 def load_catalogue(config: Config) -> Catalogue:
-    """The public catalogue of a run."""
+    """The public catalogue of a run: of its source, which may be a catalogue alone, a file ``….catalogue.jsonl`` or
+    ``catalogue.jsonl`` as runs and ``silorec data catalogue`` write it. A deployment needs no more.
+    """
+    if config.data.source.endswith(CATALOGUE_FILE):
+        return _catalogue(_path(config.data))
     return _dataset(_key(config, "data", "run")).catalogue
 
 
@@ -74,36 +86,6 @@ def enrolled(config: Config) -> Config:
     """The configuration with the numbers of users that simulated operators declare (and the silos that there are)."""
     declared = [declare_users(n) for n in load_population(config).partition.sizes]
     return load(to_dict(config), {"partition.silos": len(declared), "federation.declared_users": declared})
-
-
-def own_data(config: Config, path: Path) -> tuple[Dataset, NDArray[np.bool_] | None]:
-    """A deployed silo's data against the run's public catalogue, and what it sells (None: everything).
-
-    Items are matched by id; rows of items that the public catalogue does not name are left out.
-
-    Raises
-    ------
-    DataError
-        If the file is malformed, or no item of it is in the catalogue.
-    """
-    from common.data.load import read_dataset
-
-    own = read_dataset(
-        path,
-        format=config.data.format,
-        columns=config.data.columns,
-        malformed=config.data.malformed,
-        min_value=config.data.min_value,
-    )
-    catalogue = load_catalogue(config)
-    place = np.array([catalogue.index.get(item_id, -1) for item_id in own.catalogue.ids], dtype=np.int32)
-    if not (place >= 0).any():
-        raise DataError("no item of these data is in the run's catalogue: the item ids must agree", path)
-    rows = own.interactions.rows(place[own.interactions.item] >= 0)
-    sold = np.zeros(len(catalogue), dtype=np.bool_)
-    sold[place[place >= 0]] = True
-    dataset = replace(own, catalogue=catalogue, interactions=replace(rows, item=place[rows.item]))
-    return dataset, None if sold.all() else sold
 
 
 def _key(config: Config, *sections: str) -> str:
@@ -133,6 +115,13 @@ def _population(key: str) -> Population:
     return Population(dataset, parts)
 
 
+@lru_cache(maxsize=4)
+def _catalogue(path: Path) -> Catalogue:
+    from common.data.catalogue_file import read_catalogue
+
+    return read_catalogue(path)
+
+
 def _source(data: DataConfig, seed: int) -> Dataset:
     from common.data.load import read_dataset
     from common.data.synthetic import generate
@@ -146,6 +135,8 @@ def _path(data: DataConfig) -> Path:
     from common.assets import ASSETS, asset_path
 
     path = asset_path(data.source) if data.source in ASSETS else Path(data.source).expanduser()
+    if not path.exists() and os.environ.get(CATALOGUE_VARIABLE):
+        path = Path(os.environ[CATALOGUE_VARIABLE])
     if not path.exists():
         raise ConfigError(
             f"data.source = {data.source!r}: neither a data set that can be fetched, nor 'synthetic', nor a path that exists"

@@ -7,11 +7,9 @@ it was made in, and a file that others can read is not used. A public key is 64 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 
-from common.durable import sync_folder
+from common.durable import create_durably
 from common.errors import LedgerError
 
 _PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
@@ -53,18 +51,8 @@ def create_key(path: Path) -> SigningKey:
     """
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(partial, path)  # unlike a rename, it fails where something is there
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
-        sync_folder(path.parent)
+        create_durably(path, pem)
     except FileExistsError:
         raise LedgerError(f"{path}: there is a file already, and a key is never overwritten; choose another path") from None
     except OSError as error:

@@ -34,14 +34,18 @@ ROSTER = "roster.toml"
 class KeyRoster:
     """Names and Ed25519 public keys (64 hex characters) of the silos, by number.
 
+    ``absent`` are the numbers of silos that take no part (any more): revoked or expired. They keep their numbers, so they do not
+    change the digest. :func:`write_roster` does not write them.
+
     Raises
     ------
     ConfigError
-        If a key is none, two silos have the same name or key, or the lists differ in length.
+        If a key is none, two silos have the same name or key, the lists differ in length, or an absent silo is none of them.
     """
 
     names: tuple[str, ...]
     keys: tuple[str, ...]
+    absent: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.keys) or not self.keys:
@@ -55,6 +59,9 @@ class KeyRoster:
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
                 raise ConfigError(f"the roster has the {what} {twice[0]!r} more than once")
+        beyond = sorted(self.absent - set(range(len(self.keys))))
+        if beyond:
+            raise ConfigError(f"silo {beyond[0]} is said to be absent, and the roster has {len(self.keys)} silos")
 
     @cached_property
     def by_silo(self) -> Mapping[int, str]:
@@ -69,9 +76,18 @@ class KeyRoster:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def first(self, silos: int) -> KeyRoster:
+        """The roster of a run that knows ``silos`` silos: those that were admitted later take no part in it."""
+        if silos >= len(self):
+            return self
+        return KeyRoster(self.names[:silos], self.keys[:silos], frozenset(silo for silo in self.absent if silo < silos))
+
     def describe(self) -> str:
         """One line a silo, with the fingerprint that people compare."""
-        return "\n".join(f"{silo}: {name} {fingerprint(self.keys[silo])}" for silo, name in enumerate(self.names))
+        return "\n".join(
+            f"{silo}: {name} {fingerprint(self.keys[silo])}{' (absent)' if silo in self.absent else ''}"
+            for silo, name in enumerate(self.names)
+        )
 
 
 def read_roster(path: Path) -> KeyRoster:

@@ -32,6 +32,7 @@ from common.errors import (
 from common.model.resident import resident
 from common.protocol import (
     ADVERTISE,
+    BUDGET,
     COUNT,
     ENROL,
     MASK,
@@ -104,7 +105,8 @@ def requests(config: Any) -> dict[str, Request]:
     train = AdapterRequest(**said, round=1, manifest_hash=home.manifest.hash, vector=home.start)
     metrics = replace(train, round=config.federation.rounds)
     stage = SumRequest(**said, action=COUNT, round=0, question="0" * 64, nonce=bytes(32), roster="0" * 64)
-    return {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train, METRICS: metrics} | dict.fromkeys(STAGES, stage)
+    plain = {ENROL: Request(**said), COUNT: Request(**said), TRAIN: train, METRICS: metrics, BUDGET: Request(**said)}
+    return plain | dict.fromkeys(STAGES, stage)
 
 
 def test_every_handler_of_the_app_is_on_the_list() -> None:
@@ -121,7 +123,7 @@ def test_every_reply_holds_listed_fields_only(tmp_path: Path, mode: str) -> None
     grid = tiny.grid(config, tmp_path)
     sizes = {"n_items": 24, "n_parameters": resident(config).manifest.n_parameters}
     for action, request in requests(config).items():
-        if action in STAGES:
+        if action in STAGES or action == BUDGET:
             continue
         replies = grid.send_and_receive([Message(request_content(request), node, action) for node in grid.get_node_ids()])
         assert len(replies) == config.partition.silos

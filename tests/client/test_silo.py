@@ -15,6 +15,7 @@ from client.place import KEY, LEDGER, Place
 from client.releases import Kept, kept_answer, write_kept
 from client.silo import Silo, open_silo
 from common.config import Config, load, to_dict
+from common.data.own import OwnSource
 from common.errors import BudgetExhausted, ConfigError, ErrorCode, LedgerError, PolicyRefused
 from common.model.adapter import from_vector
 from common.model.resident import resident
@@ -319,10 +320,13 @@ def test_a_simulated_silo_takes_its_place_from_flower_and_a_deployed_one_from_it
     simulated = Place.of({"partition-id": 3, "num-partitions": 4}, str(tmp_path))
     assert simulated == Place(3, tmp_path / "silos" / "3", roster=tmp_path / "roster.toml", simulated=True)
     own = {"silo": 2, "data": "shop.csv", "state": "/var/lib/silorec", "partition-id": 0}
-    deployed = Place(2, Path("/var/lib/silorec"), Path("shop.csv"))
+    deployed = Place(2, Path("/var/lib/silorec"), OwnSource(path=Path("shop.csv")))
     assert Place.of(own, "/of/the/coordinator") == deployed
     mine = replace(deployed, roster=Path("/etc/silorec/roster.toml"))
     assert Place.of({**own, "roster": "/etc/silorec/roster.toml"}, "/of/the/coordinator") == mine
+    database = {**own, "data": "postgresql://silo@db/shop", "query": "SELECT 1", "password_file": "pw"}
+    source = OwnSource(url="postgresql://silo@db/shop", query="SELECT 1", password_file=Path("pw"))
+    assert Place.of(database) == replace(deployed, data=source)
     with pytest.raises(ConfigError, match="--node-config lacks 'state'"):
         Place.of({"silo": 2, "data": "shop.csv"})
     with pytest.raises(ConfigError, match="this node is no silo"):

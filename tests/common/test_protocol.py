@@ -68,6 +68,7 @@ def test_what_leaves_a_silo_is_on_this_list_and_nothing_else() -> None:
         "query.count": {"count": "vector"},
         "train": {"update": "vector"},
         "query.metrics": {"metrics": "vector"},
+        "query.budget": {"budget": "integer"},
         "query.advertise": {"advertisement": "bytes"},
         "query.share": {"shares": "bytes"},
         "query.mask": {"masked": "words", "release": "digest"},

@@ -23,7 +23,14 @@ Spoil = Callable[[int, int], "ErrorCode | RecordDict | None"]
 
 
 def config(**federation: Any) -> Config:
-    settings = {"rounds": 3, "declared_users": list(DECLARED), "deadline": 1.0, **federation}
+    settings = {
+        "rounds": 3,
+        "declared_users": list(DECLARED),
+        "deadline": 1.0,
+        "round_attempts": 1,
+        "round_pause": 0.0,
+        **federation,
+    }
     plain = {"privacy.mode": "none", "aggregation.method": "plain"}
     return load({**plain, "partition.silos": len(settings["declared_users"]), "federation": settings})
 
@@ -54,7 +61,7 @@ def app(spoil: Spoil | None = None, places: Mapping[int, int] | None = None) -> 
     @silos.train()
     def _(message: Message, context: Context) -> Message:
         vector = message.content["adapter"]["vector"].numpy()
-        update = (TARGETS[place(context)] - vector) / 2
+        update = (TARGETS[place(context) % len(TARGETS)] - vector) / 2
         number = int(message.content["request"]["round"])
         return reply(message, context, number, {"protected": ArrayRecord({"update": Array(update)})})
 

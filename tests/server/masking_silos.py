@@ -53,7 +53,13 @@ Vector = Callable[[int, str, Request], NDArray[np.float32]]
 
 def settings(n: int, **sections: Any) -> Config:
     """A run of ``n`` silos in mode none; the users that they declare differ."""
-    base: dict[str, Any] = {"privacy.mode": "none", "partition.silos": n, "federation.deadline": 1.0}
+    base: dict[str, Any] = {
+        "privacy.mode": "none",
+        "partition.silos": n,
+        "federation.deadline": 1.0,
+        "federation.round_attempts": 1,
+        "federation.round_pause": 0.0,
+    }
     declared = [20 + 7 * (i * 13 % 31) for i in range(n)]
     return load(base, {"federation.declared_users": declared}, {k.replace("__", "."): v for k, v in sections.items()})
 

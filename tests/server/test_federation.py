@@ -279,7 +279,7 @@ def test_three_attempts_are_made_and_no_fourth(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", [MASK, SIGN, REVEAL])
 def test_in_mode_distributed_no_silo_is_charged_for_another_attempt_by_itself(stage: str, tmp_path: Path) -> None:
     """Once a silo may have drawn its noise, also where its vector never came, a person has to take the run up again."""
-    config = settings(4, federation__rounds=1, **DISTRIBUTED)
+    config = settings(4, federation__rounds=1, federation__round_attempts=3, **DISTRIBUTED)
     silos, faults = MaskingSilos(config, constant(UPDATES)), LostInAttempt(stage, 1)
     with pytest.raises(FederationError, match=rf"round 1, {stage}: 2 of 4 silos answered"):
         run_secure(config, silos, faults, tmp_path)

@@ -198,7 +198,7 @@ def test_a_coordinator_that_signs_its_questions_gets_secure_sums(mode: str, tmp_
 
 
 def test_the_transcript_holds_each_silos_answer_to_each_question_once_for_each_attempt_that_it_was_in(tmp_path: Path) -> None:
-    settings = config()
+    settings = config(federation__backoff_rounds=0)
     run(settings, tmp_path, lost_once(MASK, 2))
     record = read_transcript(tmp_path / FILE)
     assert record.run["config"] == config_hash(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,8 @@ class Accumulator:
     def finish(self, source: Path) -> tuple[Interactions, Catalogue]:
         """All rows as interactions without repeated rows, and the catalogue that they refer to.
 
-        Users are numbered in order of first appearance; those of whom no row is left are left out.
+        Users are numbered in order of first appearance, or of their ids if the reading is ordered; those of whom no row is left
+        are left out. Of rows that repeat each other the first counts.
 
         Raises
         ------
@@ -136,6 +138,8 @@ class Accumulator:
             user_ids=tuple(self._users),
         )
         catalogue = self._catalogue if self._catalogue is not None else self._new_items.build(source)
+        if self._reading.ordered:
+            interactions = in_order(interactions, catalogue.ids)
         interactions = self._without_repeats(interactions, catalogue)
         return _without_idle_users(interactions), catalogue
 
@@ -165,6 +169,33 @@ class Accumulator:
         keep = np.ones(len(data), dtype=np.bool_)
         keep[repeated] = False
         return data.rows(keep)
+
+
+def in_order(data: Interactions, item_ids: Sequence[str]) -> Interactions:
+    """The same rows by user id, time, item id, value and text, users numbered by their ids: for sources without an order.
+
+    Ids are compared as texts, character by character.
+    """
+    by_id = sorted(range(data.n_users), key=data.user_ids.__getitem__)
+    user = _ranks(by_id)[data.user]
+    item = _ranks(sorted(range(len(item_ids)), key=item_ids.__getitem__))[data.item]
+    keys: tuple[NDArray[Any], ...] = (user, data.time, item) if data.value is None else (user, data.time, item, data.value)
+    order = np.lexsort(keys[::-1])
+    text = data.text
+    if text is not None and len(order):
+        same = np.ones(len(order) - 1, dtype=np.bool_)
+        for key in keys:
+            same &= key[order[1:]] == key[order[:-1]]
+        bounds = np.flatnonzero(np.diff(same, prepend=False, append=False))
+        for first, last in zip(bounds[::2], bounds[1::2], strict=True):
+            order[first : last + 1] = sorted(order[first : last + 1], key=lambda row: text[int(row)])
+    return replace(data.rows(order), user=user[order], user_ids=tuple(data.user_ids[code] for code in by_id))
+
+
+def _ranks(order: list[int]) -> NDArray[np.int32]:
+    ranks = np.empty(len(order), dtype=np.int32)
+    ranks[order] = np.arange(len(order), dtype=np.int32)
+    return ranks
 
 
 def repeats(user: NDArray[np.int32], item: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Which column of a file is the user, the item, the time: from a mapping by the user of silorec, else from its name."""
+"""Which column of a file, or a query, is the user, the item, the time: from a mapping that a person wrote, else from its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = ("items", "time_unit", "category_separator")
 
 
 class ColumnMapping:
-    """Our names to a file's.
+    """Our names to a file's; ``source`` is the word for it in messages.
 
     ``items`` names a separate file of items (relative to the interactions), ``time_unit`` the unit of numeric times (s, ms,
     us, ns), ``category_separator`` what stands between the categories of one item. An empty name says that there is no such
@@ -37,7 +37,8 @@ class ColumnMapping:
         For a name that is not ours, or an unknown unit.
     """
 
-    def __init__(self, mapping: Mapping[str, str]) -> None:
+    def __init__(self, mapping: Mapping[str, str], source: str = "file") -> None:
+        self._source = source
         allowed = (*KNOWN_NAMES, *OPTIONS)
         for ours in mapping:
             if ours not in allowed:
@@ -75,7 +76,7 @@ class ColumnMapping:
             if name in header:
                 return name
             if name:
-                raise DataError(f"missing column {name!r} (for {ours}); the file has: {', '.join(header)}", path, 1)
+                raise DataError(f"missing column {name!r} (for {ours}); the {self._source} has: {', '.join(header)}", path, 1)
             if ours != "time" and required:
                 raise DataError(f"the column for {ours} cannot be left out", path)
             return None
@@ -84,8 +85,10 @@ class ColumnMapping:
             if _plain(known) in plain:
                 return plain[_plain(known)]
         if required:
-            hint = "; an empty name takes the order of the file" if ours == "time" else ""
-            message = f"missing column for {ours!r}; the file has: {', '.join(header)}. Name it in the column mapping{hint}"
+            hint = "; an empty name takes the order of the file" if ours == "time" and self._source == "file" else ""
+            message = (
+                f"missing column for {ours!r}; the {self._source} has: {', '.join(header)}. Name it in the column mapping{hint}"
+            )
             raise DataError(message, path, 1)
         return None
 

@@ -34,6 +34,8 @@ class Reading:
         Told how far the reading is.
     block_bytes:
         Size of the pieces in which files are read; bounds memory, changes no result.
+    ordered:
+        Whether rows are put in the order of their ids and times; else they keep the order of the source.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Reading:
         min_value: float | None = None,
         progress: Progress | None = None,
         block_bytes: int = BLOCK_BYTES,
+        ordered: bool = False,
     ) -> None:
         self.strict = strict
         self.columns: Mapping[str, str] = dict(columns or {})
         self.min_value = min_value
         self.block_bytes = block_bytes
+        self.ordered = ordered
         self._progress = progress
         self._total = 0
         self._done = 0

@@ -101,8 +101,12 @@ def check_covered(run: Matching) -> Check:
 
 
 def check_budget(run: Matching) -> Check:
-    """The run kept the epsilon that its configuration names, beside the limits of each silo's own policy."""
-    name, statement = "budget", "No silo was charged more for the run than the configuration's epsilon."
+    """The run kept the epsilon that its configuration names, beside the limits of each silo's own policy.
+
+    A run that went on from another one, because a silo joined, is counted together with it.
+    """
+    name = "budget"
+    statement = "No silo was charged more for the run than the configuration's epsilon, with the runs that it went on from."
     config = run.evidence.config
     if config is None or run.plan(None) is None:
         return not_applicable(name, statement, _NO_PLAN)
@@ -111,7 +115,7 @@ def check_budget(run: Matching) -> Check:
     delta = delta_for(config, config.federation.declared_users)
     faults, told = [], []
     for ledger, chain in run.evidence.current.items():
-        spent = _epsilon(run.events(ledger), delta, config.privacy.accountant)
+        spent = _epsilon([*run.events_before(ledger), *run.events(ledger)], delta, config.privacy.accountant)
         told.append(f"{chain.silo}: {spent:.6g}")
         if not spent <= config.privacy.epsilon * (1 + SAME_FIGURE):
             last = max((entry.seq for _, entry, _ in run.reservations(ledger)), default=None)

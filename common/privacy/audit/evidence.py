@@ -36,7 +36,7 @@ from common.privacy.transcript import Record, read_transcript
 LEDGER, CONFIG, RESULT = "ledger.sqlite", "config.toml", "result.json"
 
 #: JSON lines in a run's folder that are no ledgers.
-NO_LEDGERS = frozenset({TRANSCRIPT, "rounds.jsonl", "catalogue.jsonl"})
+NO_LEDGERS = frozenset({TRANSCRIPT, "rounds.jsonl", "catalogue.jsonl", "events.jsonl", "journal.jsonl"})
 
 #: Countersignatures that auditors kept, as ``silorec ledger countersign`` writes them.
 COUNTERSIGNATURES = "*.countersignature.json"

@@ -101,6 +101,11 @@ class Matching:
         """What this run's reservations in one ledger charge."""
         return [what.released for _, _, what in self.reservations(ledger)]
 
+    def events_before(self, ledger: str) -> list[Event]:
+        """What one ledger charges for the runs that this one went on from, as its transcript names them."""
+        before = self.evidence.transcript.predecessors if self.evidence.transcript else ()
+        return [what.released for _, what in self.evidence.current[ledger].reservations if what.run in before]
+
     def plan(self, silo: int | None) -> PrivacyPlan | None:
         """What the configuration demands of a silo, the same of all; None where it does not know the silo or is not the run's."""
         if self._plan is None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.config import Config, load
-from common.data.population import enrolled, load_catalogue, load_population, own_data
+from common.data.own import own_data
+from common.data.population import enrolled, load_catalogue, load_population
 from common.errors import ConfigError, DataError
 
 

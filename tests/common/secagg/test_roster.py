@@ -38,6 +38,17 @@ def test_the_digest_is_of_the_keys_in_their_order() -> None:
     assert len({ROSTER.digest, *(KeyRoster(tuple("abcd"[: len(keys)]), keys).digest for keys in others)}) == 5
 
 
+def test_an_absent_silo_keeps_its_number_and_the_digest() -> None:
+    without = KeyRoster(ROSTER.names, ROSTER.keys, frozenset({1}))
+    assert without.digest == ROSTER.digest
+    assert without.by_silo == ROSTER.by_silo
+    assert len(without) == 3
+    assert [line.endswith("(absent)") for line in without.describe().splitlines()] == [False, True, False]
+    for beyond in (3, -1):
+        with pytest.raises(ConfigError, match=f"silo {beyond} is said to be absent, and the roster has 3 silos"):
+            KeyRoster(ROSTER.names, ROSTER.keys, frozenset({beyond}))
+
+
 def test_a_roster_is_shown_with_fingerprints() -> None:
     lines = ROSTER.describe().splitlines()
     assert lines == [
