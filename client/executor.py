@@ -26,6 +26,7 @@ from flwr.app import Context, Message
 from client.app import app
 from client.release import answer
 from common.errors import ErrorCode
+from common.pauses import pause_factor
 from common.protocol import Fields, Refusal
 
 log = logging.getLogger("silorec.client")
@@ -102,12 +103,12 @@ class Executor:
 
     def run(self) -> NoReturn:
         """For as long as the process lives."""
-        pause = SHORTEST_PAUSE
+        pause, factor = SHORTEST_PAUSE, pause_factor()
         while True:
             if self.step():
                 pause = SHORTEST_PAUSE
             else:
-                time.sleep(pause)
+                time.sleep(factor * pause)
                 pause = min(pause * 1.5, LONGEST_PAUSE)
 
     def step(self) -> bool:

@@ -11,9 +11,10 @@ half; ``app.roster`` is that of the roster of the silos' keys.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context
@@ -25,6 +26,7 @@ from common.errors import ConfigError, FederationError
 from common.privacy.plan import plan_for
 from common.protocol import config_hash, read_run_config
 from common.secagg.roster import ROSTER, KeyRoster, read_roster
+from server.attendance import Tell
 from server.checkpoint import START, Checkpoint, save_final
 from server.exchange import Roster, Sign
 from server.federation import FederationResult, RoundReport, Start, run_federation
@@ -43,21 +45,25 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation as ``context.run_config`` says."""
     from common.model.adapter import save_adapter
     from common.model.resident import resident
-    from server.status import StatusFile
 
     config, app_settings = read_run_config(context.run_config)
     folder = Path(str(app_settings["out"])) if app_settings.get("out") else None
     home = Path(str(app_settings["home"])) if app_settings.get("home") else None
     with contextlib.ExitStack() as stack:
-        status = None
+        listeners: list[Tell] = []
         if folder is not None:
             stack.enter_context(_alone(folder))
-            status = stack.enter_context(StatusFile(folder, _names(home))) if home is not None else None
+        if folder is not None and home is not None:
+            listeners = _listeners(folder, home, stack)
         start = start_of(config)
 
         def keep_start(report: RoundReport) -> None:
             if folder is not None and report.round == 0:
                 save_adapter(folder / START, report.vector, resident(config).manifest)
+
+        def tell(event: Mapping[str, Any]) -> None:
+            for listener in listeners:
+                listener(event)
 
         result = run_federation(
             grid,
@@ -69,7 +75,7 @@ def main(grid: Grid, context: Context) -> None:
             key_roster=_key_roster(config, folder, home, app_settings.get("roster")),
             on_round=keep_start,
             stop=None if folder is None else (folder / STOP).exists,
-            tell=None if status is None else status.tell,
+            tell=tell,
         )
         if folder is not None and not result.stopped:
             _finish(config, folder, start, result, deployed=home is not None)
@@ -143,6 +149,19 @@ def _key_roster(
     if not path and folder is not None:
         path = folder / ROSTER
     return read_roster(Path(str(path))) if path else None
+
+
+def _listeners(folder: Path, home: Path, stack: contextlib.ExitStack) -> list[Tell]:
+    """Who hears of a deployed run's events: its status and events on the disk, and TensorBoard where the operator wants it."""
+    from common.consortium.home import CoordinatorHome
+    from server.status import StatusFile
+
+    listeners: list[Tell] = [stack.enter_context(StatusFile(folder, _names(home))).tell]
+    if CoordinatorHome(home).settings().tensorboard:
+        from common.status.tensorboard import TensorBoardWriter
+
+        listeners.append(stack.enter_context(TensorBoardWriter(folder / "tensorboard")).tell)
+    return listeners
 
 
 def _names(home: Path) -> tuple[str, ...]:

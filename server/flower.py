@@ -82,18 +82,6 @@ class FlwrCommand:
         """Of a run, as Flower says it: ``pending``, ``running``, ``finished:completed``, …"""
         return str(self("ls", CONNECTION, "--run-id", run_id)["runs"][0]["status"])
 
-    def unfinished(self) -> list[str]:
-        """Ids of runs that Flower believes to go on."""
-        return [str(run["run-id"]) for run in self("ls", CONNECTION)["runs"] if not str(run["status"]).startswith("finished")]
-
-    def stop(self, run_id: str) -> None:
-        """End a run."""
-        self("stop", run_id, CONNECTION)
-
-    def nodes(self) -> dict[str, str]:
-        """Id to status of the nodes that are registered."""
-        return {str(node["node-id"]): str(node["status"]) for node in self("supernode", "list", CONNECTION).get("nodes", [])}
-
     def log_tail(self, run_id: str, lines: int = 40) -> str:
         """The last lines that the run's own processes wrote; empty where there are none."""
         return "\n".join(self.text("log", run_id, CONNECTION, "--show").stdout.strip().splitlines()[-lines:])

@@ -19,6 +19,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.errors import RoundFailed
+from common.pauses import pause_factor
 from common.protocol import Request
 from server.wire import request_content
 
@@ -130,9 +131,9 @@ class Post:
         for node in sorted(requests):
             self.put(action, node, requests[node])
             yield from self.come()
-        pause, looked = SHORTEST, time.monotonic()
+        pause, factor, looked = SHORTEST, pause_factor(), time.monotonic()
         while self._owing and not self._is_settled() and time.monotonic() < wait.until:
-            time.sleep(max(0.0, min(pause, wait.until - time.monotonic())))
+            time.sleep(max(0.0, min(factor * pause, wait.until - time.monotonic())))
             gone: set[int] = set()
             if time.monotonic() - looked >= LOOK:
                 gone, looked = {node for node, _ in self._owing.values()} - self.nodes(), time.monotonic()

@@ -8,6 +8,7 @@ Flower 1.41 and is to be compared with it when Flower is replaced by another ver
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         port=settings.port,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
-        access_log=False,
+        access_log=logging.getLogger().isEnabledFor(logging.DEBUG),
         log_config=None,
         server_header=False,
         workers=1,

@@ -146,6 +146,8 @@ def bench(
     backbones: Annotated[
         str | None, typer.Option(help='Language models, for example "minilm tiny-llama" (cold).', show_default="all three")
     ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds with faults (deployment).", show_default=False)] = None,
+    only: Annotated[str | None, typer.Option(help="overhead or endurance (deployment).", show_default="both")] = None,
     skip_legacy: Annotated[
         bool, typer.Option("--skip-legacy", help="Do not run Flower's side (secagg); its goals count as missed.")
     ] = False,
@@ -170,6 +172,8 @@ def bench(
         "run": run,
         "runs": runs,
         "backbones": backbones,
+        "rounds": rounds,
+        "only": only,
         "skip_legacy": skip_legacy or None,
         "bundle": None if bundle is None else str(bundle),
     }

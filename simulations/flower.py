@@ -12,10 +12,8 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -23,16 +21,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 
-from common.config import Config, to_run_config
+from common.config import Config
 from common.errors import FederationError
 from server.checkpoint import FINAL, read_final
+from server.flower import COMPONENTS, FlwrCommand, script, thin_app
 
 log = logging.getLogger("silorec.simulations")
 
-COMPONENTS: Mapping[str, str] = {"serverapp": "server.app:app", "clientapp": "client.app:app"}
 POLL = 0.2
 LOOK = 30.0
 WRITTEN = "written"
@@ -101,22 +98,22 @@ def run_with_flower(
         make_simulated_roster(out_dir, n_silos)
     with contextlib.ExitStack() as stack:
         flower = flower or stack.enter_context(flower_started())
-        app = _thin_app(flower.folder / "app", config, out_dir, components)
+        app = thin_app(flower.folder / "app", config, {"app.out": str(out_dir)}, components)
         settings = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
         flower.wait_until_healthy()
-        started = flower.flwr("run", str(app), "own", "--federation-config", settings)
-        run_id = str(started.get("run-id"))
+        run_id = flower.flwr.run(app, settings)
         status = flower.wait(run_id, until=out_dir / FINAL)
         if status not in ("finished:completed", WRITTEN):
-            raise FederationError(f"flwr run ended as {status}; the end of its log:\n{flower.run_log_tail(run_id)}")
+            said = flower.flwr.log_tail(run_id) or flower.log_tail()
+            raise FederationError(f"flwr run ended as {status}; the end of its log:\n{said}")
     return read_final(out_dir)
 
 
 class Flower:
     """A running SuperLink: its files, its process, and the ``flwr`` command that speaks to it."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes], environment: dict[str, str], address: str) -> None:
-        self.folder, self.process, self.environment, self.address = folder, process, environment, address
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], flwr: FlwrCommand) -> None:
+        self.folder, self.process, self.flwr = folder, process, flwr
 
     def wait_until_healthy(self) -> None:
         """Until the SuperLink answers; :class:`FederationError` with the end of its log if it does not."""
@@ -124,22 +121,14 @@ class Flower:
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise FederationError(f"the SuperLink ended with code {self.process.returncode}:\n{self.log_tail()}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{self.address}/health", timeout=1) as response:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{self.flwr.address}/health", timeout=1) as response,
+            ):
                 if response.status == 200:
                     return
             time.sleep(0.1)
         raise FederationError(f"the SuperLink did not start within {STARTUP:g} s:\n{self.log_tail()}")
-
-    def flwr(self, *arguments: str) -> dict[str, object]:
-        """Run ``flwr`` and read the JSON it prints."""
-        done = self._flwr(*arguments, "--format", "json")
-        try:
-            said = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            said = {}
-        if done.returncode or not said or said.get("success") is False:
-            raise FederationError(f"flwr {arguments[0]} failed: {(done.stderr or done.stdout).strip()}\n{self.log_tail()}")
-        return dict(said)
 
     def wait(self, run_id: str, until: Path) -> str:
         """Until the file that the server app writes last is there (:data:`WRITTEN`), or the run has finished without it (Flower's
@@ -151,8 +140,7 @@ class Flower:
         asked = time.monotonic()
         while not until.exists():
             if "Finished task" in self._output() or time.monotonic() - asked > LOOK:
-                runs = self.flwr("ls", "own", "--run-id", run_id)["runs"]
-                status = str(runs[0]["status"])  # type: ignore[index]
+                status = self.flwr.status(run_id)
                 if status.startswith("finished"):
                     return status
                 asked = time.monotonic()
@@ -160,15 +148,6 @@ class Flower:
                 raise FederationError(f"the SuperLink ended with code {self.process.returncode}:\n{self.log_tail()}")
             time.sleep(POLL)
         return WRITTEN
-
-    def run_log_tail(self, run_id: str, lines: int = 40) -> str:
-        """The last lines that the run's own processes wrote."""
-        said = self._flwr("log", run_id, "own", "--show").stdout.strip()
-        return "\n".join(said.splitlines()[-lines:]) or self.log_tail(lines)
-
-    def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [_script("flwr"), *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=self.folder, check=False)
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines that the SuperLink and its children wrote."""
@@ -183,32 +162,18 @@ def _local_superlink(folder: Path) -> Iterator[Flower]:
     """A SuperLink in simulation mode on a free port, ended with all its descendants on the way out, whatever happened."""
     port = _free_port()
     home = folder / "home"
-    home.mkdir()
-    address = f"127.0.0.1:{port}"
-    connection = {"superlink": {"default": "own", "own": {"address": address, "insecure": True}}}
-    (home / "config.toml").write_text(tomli_w.dumps(connection))
-    here = str(Path(__file__).resolve().parents[1])
     # Ray's sockets lie in its folder, and a socket's path may have some 100 characters.
     ray_folder = {"RAY_TMPDIR": str(folder)} if len(str(folder)) <= 32 else {}
-    environment = os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ADDRESS": "local",
-        **ray_folder,
-        # Flower finds its own commands by name, and the apps must be found whether silorec is installed or run from its folder.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
-    }
-    command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", **ray_folder}
+    flwr = FlwrCommand(home, f"127.0.0.1:{port}", environment={**os.environ, **ray})
+    command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     with (folder / "superlink.out").open("wb") as out:
         process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            command, env=flwr.environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     try:
-        yield Flower(folder, process, environment, address)
+        yield Flower(folder, process, flwr)
     finally:
         _end(process, str(home))
 
@@ -235,26 +200,6 @@ def _end(process: subprocess.Popen[bytes], home: str) -> None:
             member.kill()
     psutil.wait_procs(alive, timeout=5)
     process.wait()
-
-
-def _thin_app(folder: Path, config: Config, out_dir: Path, components: Mapping[str, str]) -> Path:
-    """An app folder for ``flwr run`` that holds nothing but the configuration and the apps' names."""
-    folder.mkdir()
-    settings = {**to_run_config(config), "app.out": str(out_dir)}
-    project = {
-        "project": {"name": "silorec-run", "version": "0.1.0", "license": {"text": "Apache-2.0"}, "dependencies": []},
-        "tool": {"flwr": {"app": {"publisher": "silorec", "components": dict(components), "config": settings}}},
-    }
-    (folder / "pyproject.toml").write_text(tomli_w.dumps(project))
-    return folder
-
-
-def _script(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise FederationError(f"{name} is not installed: pip install 'silorec[simulate]'")
-    return found
 
 
 def _free_port() -> int:

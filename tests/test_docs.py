@@ -39,6 +39,10 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
+SHELL = re.compile(r"\s(?:\|\|?|&&?|[0-9]?>)(?:\s|$)")
+"""What ends a command in a line of a shell: a pipe, a redirection, or what goes on beside it or after it."""
+
+
 def prose(page: Path) -> str:
     """The page without its fenced blocks."""
     return FENCED.sub("", page.read_text(encoding="utf-8"))
@@ -67,7 +71,7 @@ def commands(page: Path) -> list[str]:
     """Every ``silorec …`` and ``make …`` line of a shell block, and every one in running text that has arguments."""
     lines = [line.strip() for code in blocks(page, "bash", "sh", "console") for line in code.splitlines()]
     inline = re.findall(r"`((?:silorec|make) [^`\n]+)`", prose(page))
-    return [line for line in [*lines, *inline] if line.startswith(("silorec ", "make "))]
+    return [SHELL.split(line)[0].strip() for line in [*lines, *inline] if line.startswith(("silorec ", "make "))]
 
 
 @lru_cache(maxsize=1)

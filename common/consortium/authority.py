@@ -114,6 +114,8 @@ def found(
     write_durably(coordinator.authority, home.authority.read_bytes())
     if not coordinator.key.exists():
         create_key(coordinator.key)
+    public = coordinator.key.with_name(f"{coordinator.key.name}.pub")  # for those who check what the coordinator has signed
+    write_durably(public, f"{load_key(coordinator.key).public_key}\n".encode())
     if not coordinator.settings_file.exists():
         create_durably(coordinator.settings_file, coordinator_template(name, int(address.rpartition(":")[2])).encode())
     authority = Authority(home, clock)

@@ -33,9 +33,9 @@ class DataSettings(_Settings):
     path: Path | None = Field(None, description="file or folder; relative to the silo's folder")
     format: str = Field("auto", description="a format of 'silorec data formats', or auto")
     columns: dict[str, str] = Field(default_factory=dict, description="our column name to the source's")
-    url: str | None = Field(None, description="of a database, as SQLAlchemy writes it")
-    query: str | None = Field(None, description="SELECT that gives one row an interaction")
-    items_query: str | None = Field(None, description="SELECT that gives one row an item that the silo sells")
+    url: str | None = Field(None, repr=False, description="of a database, as SQLAlchemy writes it")
+    query: str | None = Field(None, repr=False, description="SELECT that gives one row an interaction")
+    items_query: str | None = Field(None, repr=False, description="SELECT that gives one row an item that the silo sells")
     password_file: Path | None = Field(None, description="file with the database's password, which nobody else can read")
 
     @model_validator(mode="after")
@@ -78,6 +78,7 @@ class CoordinatorSettings(_Settings):
     name: str = Field(description="the consortium's name")
     listen: str = Field("0.0.0.0:9092", description="address and port that silos connect to")
     metrics_port: int = Field(0, ge=0, le=65535, description="of Prometheus metrics, on loopback; 0 is off")
+    tensorboard: bool = Field(False, description="whether a run writes scalars for TensorBoard into its folder as it goes on")
 
     @field_validator("listen")
     @classmethod

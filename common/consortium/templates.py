@@ -59,6 +59,7 @@ def coordinator_template(name: str, port: int) -> str:
 name = {_toml(name)}
 listen = "0.0.0.0:{port}"
 # metrics_port = 0         # Prometheus metrics on loopback; 0 is off
+# tensorboard = false      # scalars of a run in its folder, as it goes on
 """
 
 

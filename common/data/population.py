@@ -23,7 +23,6 @@ from common.data.partition import Partition, declare_users, partition
 from common.data.split import Split, leave_one_out
 from common.errors import ConfigError
 
-
 CATALOGUE_VARIABLE = "SILOREC_CATALOGUE"
 """Names the file with a run's public catalogue on this machine, where it does not lie at the path that the configuration says.
 That it is the right one shows in the adapter's manifest, which holds the catalogue's fingerprint."""

@@ -76,7 +76,7 @@ def open_database(
     """
     parsed, folder = parse(url), folder or Path()
     place = place_of(parsed)
-    whole = with_secrets(parsed, folder / password_file if password_file else None)
+    whole = with_secrets(parsed, folder / password_file.expanduser() if password_file else None)
     secret = tuple(str(value) for value in (whole.password, *(v for k, v in whole.query.items() if "pass" in k.lower())) if value)
     with _explained(place, _UNREACHED if backend_of(parsed) in SERVERS else "cannot be opened", secret):
         database = _DATABASES[backend_of(parsed)](whole, folder, block_rows)

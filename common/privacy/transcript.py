@@ -64,8 +64,9 @@ class Record:
 
     @property
     def run(self) -> Mapping[str, Any]:
-        """The first line's facts: ``config`` (hash), ``coordinator``, ``declared_users``, ``manifest``, ``mode``, and ``continues``
-        where the run went on from another one."""
+        """The first line's facts: ``config`` (hash), ``coordinator``, ``declared_users``, ``manifest``, ``mode``, and, where the run
+        went on from another one, ``continues``.
+        """
         return self.runs[0]
 
     @property
@@ -114,8 +115,8 @@ class Transcript:
             raise FederationError(f"{path}: the transcript of another run; choose another folder")
         if mark is not None and (mark.length > len(lines) or _last(lines[: mark.length]) != mark.hash):
             raise FederationError(
-                f"{path}: has {len(lines)} lines and does not hold line {mark.length}, up to which it had come when the checkpoint "
-                "beside it was written: it was cut off or exchanged. Restore the transcript of this run"
+                f"{path}: has {len(lines)} lines and does not hold line {mark.length}, up to which it had come when the "
+                "checkpoint beside it was written: it was cut off or exchanged. Restore the transcript of this run"
             )
         self._append([{"type": "run", **run}])
 

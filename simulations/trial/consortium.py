@@ -23,6 +23,7 @@ from common.consortium.home import CoordinatorHome, SiloHome
 from common.data.dealing import deal
 from common.data.load import read_dataset
 from common.errors import FederationError
+from common.supervising import die_with_parent
 from simulations.trial.hosts import Host
 
 SILOREC = [sys.executable, "-m", "silorec"]
@@ -71,6 +72,9 @@ class Running:
         return self.process.wait(seconds)
 
     def family(self) -> list[psutil.Process]:
+        """The process and all that it started; nobody when it has ended, for its number may be another's by then."""
+        if self.process.poll() is not None:
+            return []
         with contextlib.suppress(psutil.Error):
             whole = psutil.Process(self.process.pid)
             return [whole, *whole.children(recursive=True)]
@@ -87,8 +91,7 @@ class Running:
     def end(self) -> None:
         """In order."""
         family = self.family()
-        with contextlib.suppress(psutil.Error):
-            psutil.Process(self.process.pid).terminate()
+        self.process.terminate()
         psutil.wait_procs(family, timeout=20)
         self.kill()
 
@@ -136,6 +139,7 @@ class Federation:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         found = Running(self.hosts[host], process, output)
         self.running.append(found)

@@ -7,6 +7,7 @@ all hosts are this machine, and none can be cut off.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -37,6 +38,19 @@ class Host:
     def connect(self) -> None:
         """Put the cable in again."""
         _ip("-n", self.switch, "link", "set", self.name, "up")
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that have left this host over its cable, and that have come; frames with all their headers.
+
+        Raises
+        ------
+        FederationError
+            On loopback, where nobody has a cable of their own.
+        """
+        if not self.namespace:
+            raise FederationError(f"{self.name} has no network of its own, so what it sends cannot be told from what others send")
+        (found,) = json.loads(_ip("-n", self.namespace, "-s", "-j", "link", "show", "eth0"))
+        return int(found["stats64"]["tx"]["bytes"]), int(found["stats64"]["rx"]["bytes"])
 
 
 def why_no_namespaces() -> str:
@@ -83,7 +97,8 @@ def hosts(names: Sequence[str]) -> Iterator[dict[str, Host]]:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
-def _ip(*arguments: str) -> None:
+def _ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise FederationError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout

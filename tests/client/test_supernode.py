@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from flwr.supernode import start_client_internal as package
 
 from client import supernode
-from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, Pauses
+from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, Pauses, come_back
 
 
 def slept(pauses: Pauses, seconds: float, now: float) -> float:
@@ -45,3 +46,32 @@ def test_waiting_for_an_answer_counts_as_a_message() -> None:
 
 def test_a_shorter_sleep_than_ours_is_not_made_longer() -> None:
     assert slept(pauses_at(0.0), 0.01, 0.0) == 0.01
+
+
+class Fleet:
+    """Stands for Flower's client: what it was asked, in order."""
+
+    asked: list[str]
+
+    def ActivateNode(self, request: object) -> object:
+        self.asked.append("activate")
+        return type("Response", (), {"node_id": 7})()
+
+    def DeactivateNode(self, request: object) -> None:
+        self.asked.append(f"deactivate {request.node_id}")  # type: ignore[attr-defined]
+
+
+def test_a_node_ends_the_session_before_which_it_remembers_and_no_other(tmp_path: Path) -> None:
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+
+    assert callable(FleetHttpClient.ActivateNode)
+    assert callable(FleetHttpClient.DeactivateNode)
+    fleet_class = type("Fleet", (Fleet,), {"asked": []})
+    come_back(fleet_class, tmp_path / "flower" / "node")
+    fleet_class().ActivateNode("request")
+    assert fleet_class.asked == ["activate"]
+    fleet_class().ActivateNode("request")
+    assert fleet_class.asked == ["activate", "deactivate 7", "activate"]
+    (tmp_path / "flower" / "node").write_text("rubbish")
+    fleet_class().ActivateNode("request")
+    assert fleet_class.asked[3:] == ["activate"]

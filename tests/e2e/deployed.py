@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from common.privacy.audit.verify import Verified, audit
+from common.privacy.audit.verify import Verified
+from simulations.trial.audited import audited
 from simulations.trial.consortium import Federation
 
 NAMES = ("north", "south", "west")
@@ -19,14 +19,6 @@ def accepted_by_the_audit(trial: Federation, run: str = "run", names: tuple[str,
 
     It holds, or this raises; so no silo's ledger says less than what the coordinator got from it.
     """
-    folder = trial.folder / f"audit-of-{run}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name in ("config.toml", "transcript.jsonl"):
-        shutil.copy(trial.run_folder(run) / name, folder / name)
-    for name in names or trial.names:
-        done = trial.command(name, "ledger", "export", str(trial.silo(name).folder), "--out", str(folder / f"{name}.jsonl"))
-        assert done.returncode == 0, done.stderr
-    verified = audit(folder)
+    verified = audited(trial, run, names)
     assert verified.holds, [check.as_dict() for check in verified.broken]
     return verified
