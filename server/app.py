@@ -111,7 +111,7 @@ def _finish(config: Config, folder: Path, start: Start, result: FederationResult
         from common.data.catalogue_file import write_catalogue
         from common.data.population import load_catalogue
         from common.model.adapter import save_adapter
-        from common.model.finished import ADAPTER, CATALOGUE
+        from common.model.files import ADAPTER, CATALOGUE
         from common.model.resident import resident
 
         write_catalogue(folder / CATALOGUE, load_catalogue(config))

@@ -21,7 +21,7 @@ from common.consortium.home import CoordinatorHome
 from common.consortium.roster import Consortium
 from common.durable import write_durably
 from common.errors import ConfigError, FederationError
-from common.model.finished import CONFIG
+from common.model.files import CONFIG
 from server.app import STOP
 from server.checkpoint import FINAL
 from server.flower import thin_app

@@ -10,9 +10,10 @@ from common.data.catalogue import Catalogue
 from common.data.catalogue_file import read_catalogue
 from common.errors import DataError
 from common.model.adapter import from_vector, load_adapter
+from common.model.files import ADAPTER, CATALOGUE, CONFIG
 from common.model.recommender import Recommender, build_recommender
 
-CONFIG, ADAPTER, CATALOGUE = "config.toml", "adapter.safetensors", "catalogue.jsonl"
+__all__ = ["ADAPTER", "CATALOGUE", "CONFIG", "FinishedModel", "load_finished"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,10 +67,11 @@ def test_with_patience_stragglers_are_waited_for_as_long_as_the_quorum_took_time
     answers, seconds = ask(slow(delays), deadline=30.0, patience=0.5)
     assert list(answers.fields) == [0, 1]
     assert 0.9 <= seconds < 5.0
-    assert list(ask(slow(delayed(silo_1=0.6, silo_2=0.7)), deadline=30.0, patience=0.5)[0].fields) == [0, 1, 2]
+    assert list(ask(slow(delayed(silo_1=0.6, silo_2=0.9)), deadline=30.0, patience=5.0)[0].fields) == [0, 1, 2]
 
 
-def test_however_quick_the_quorum_was_stragglers_have_some_seconds() -> None:
+def test_however_quick_the_quorum_was_stragglers_have_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.post, "LEAST_PATIENCE", 3.0)
     assert list(ask(slow(delayed(silo_2=0.1)), deadline=30.0, patience=1e-6)[0].fields) == [0, 1, 2]
 
 
@@ -110,29 +111,40 @@ def test_a_node_that_goes_before_it_is_asked_is_not_waited_for() -> None:
     assert time.monotonic() - began < 5.0
 
 
-def test_an_answer_that_comes_after_its_stage_is_not_taken_for_one_to_the_next() -> None:
-    """Silo 2 answers round 1 while round 2 is asked; what counts in round 2 is its answer to round 2."""
-    rounds: list[int] = []
+def test_an_answer_that_comes_after_its_stage_is_not_taken_for_one_to_a_later_one() -> None:
+    """Silo 2 answers what it is asked first after a second, in one of the later rounds, and nothing else."""
+    asked: list[int] = []
 
     def delay(silo: int, action: str) -> float | None:
         if action != TRAIN or silo != 2:
             return 0.0
-        rounds.append(len(rounds) + 1)
-        return 0.45 if rounds[-1] == 1 else 0.5
+        asked.append(silo)
+        return 1.0 if len(asked) == 1 else None
 
-    config = fake_silos.config(deadline=0.3)
-    grid = slow(delay)
-    exchange = Exchange(grid, Roster.of(config.federation), config, config_hash(config))
-    first = exchange.ask(TRAIN, question(config, TRAIN), what="round 1", length=3)
-    second = exchange.ask(TRAIN, question(config, TRAIN, number=2), what="round 2", length=3)
-    assert list(first.fields) == list(second.fields) == [0, 1]
+    config = fake_silos.config(deadline=0.2)
+    exchange = Exchange(slow(delay), Roster.of(config.federation), config, config_hash(config))
+    began, number = time.monotonic(), 0
+    while time.monotonic() < began + 1.5:
+        number += 1
+        answers = exchange.ask(TRAIN, question(config, TRAIN, number=number), what=f"round {number}", length=3)
+        assert list(answers.fields) == [0, 1]
+    assert number > 2
 
 
 def test_an_answer_that_is_late_for_one_try_of_a_stage_is_good_for_the_next() -> None:
-    """All take 0.4 s and have 0.3 s: what was asked first comes while they are asked again."""
-    answers, seconds = ask(slow(delayed(silo_0=0.4, silo_1=0.4, silo_2=0.4)), deadline=0.3)
-    assert list(answers.fields) == [0, 1, 2]
-    assert seconds < 0.7
+    """All answer what they are asked first after 0.4 s, of which they have 0.3, and nothing else."""
+    asked: set[int] = set()
+
+    def delay(silo: int, action: str) -> float | None:
+        if action != TRAIN:
+            return 0.0
+        again = silo in asked
+        asked.add(silo)
+        return None if again else 0.4
+
+    grid = slow(delay)
+    assert list(ask(grid, deadline=0.3)[0].fields) == [0, 1, 2]
+    assert grid.sent.count((0, TRAIN)) == 2
 
 
 def test_an_answer_of_a_node_that_was_not_asked_is_not_taken() -> None:
