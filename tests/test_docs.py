@@ -69,7 +69,7 @@ def anchors(page: Path) -> set[str]:
 
 def commands(page: Path) -> list[str]:
     """Every ``silorec …`` and ``make …`` line of a shell block, and every one in running text that has arguments."""
-    lines = [line.strip() for code in blocks(page, "bash", "sh", "console") for line in code.splitlines()]
+    lines = [line.strip().removeprefix("$ ") for code in blocks(page, "bash", "sh", "console") for line in code.splitlines()]
     inline = re.findall(r"`((?:silorec|make) [^`\n]+)`", prose(page))
     return [SHELL.split(line)[0].strip() for line in [*lines, *inline] if line.startswith(("silorec ", "make "))]
 

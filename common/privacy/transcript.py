@@ -64,8 +64,8 @@ class Record:
 
     @property
     def run(self) -> Mapping[str, Any]:
-        """The first line's facts: ``config`` (hash), ``coordinator``, ``declared_users``, ``manifest``, ``mode``; and ``continues``
-        where the run went on from another one.
+        """The first line's facts: ``config`` (hash), ``coordinator``, ``declared_users``, ``manifest``, ``mode``; where the run
+        went on from another one, ``continues`` too.
         """
         return self.runs[0]
 
