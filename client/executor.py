@@ -11,6 +11,7 @@ whose bundle holds code or names another app: what a silo runs is what it instal
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import time
@@ -39,6 +40,9 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.2
 """Seconds between two looks for a question; the pause grows while there is none."""
 
 LARGEST_BUNDLE, LARGEST_PROJECT = 10_000_000, 1_000_000
+
+PARTS_WITHIN = 600.0
+"""Seconds that a question may take to be whole once the SuperNode has announced it."""
 
 Told = Callable[[Message, ErrorCode | None, float], None]
 
@@ -115,6 +119,8 @@ class Executor:
         """Take a task if there is one, and finish it; whether there was one."""
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.constant import TaskType
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+        from flwr.supercore.run import RunNotRunningException
 
         try:
             found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
@@ -124,8 +130,12 @@ class Executor:
             return False
         try:
             self._finish(found.token)
-        except httpx.HTTPError as error:
-            log.error("an answer did not reach the SuperNode (%s); it is kept, and given when it is asked for again", error)
+        except RunNotRunningException:
+            log.warning("the run has ended; what was computed for it is kept")
+        except (httpx.HTTPError, ObjectPullError) as error:
+            log.error(
+                "a question or its answer was lost on the way (%s); an answer is kept for when it is asked for again", error
+            )
         return True
 
     def _finish(self, token: str) -> None:
@@ -181,6 +191,7 @@ def _client(address: str, interceptors: list[Any]) -> Any:
 def main(arguments: list[str] | None = None) -> None:
     """The process."""
     from common.logs import configure
+    from common.pulling import eager
 
     parser = argparse.ArgumentParser(prog="python -m client.executor", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--address", required=True, help="of the SuperNode's Runtime API, host:port on loopback")
@@ -188,6 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--home", type=Path, help="the silo's folder, whose status is kept up to date")
     given = parser.parse_args(arguments)
     configure()
+    parts = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    parts.pull_objects = eager(parts.pull_objects, lambda: PARTS_WITHIN)  # type: ignore[attr-defined]
     Executor(given.address, given.secret.read_bytes(), _status_of(given.home)).run()
 
 

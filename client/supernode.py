@@ -13,11 +13,13 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from common.pauses import pause_factor
+from common.pulling import eager
 
 SHORTEST, LONGEST = 0.1, 1.0
 """Seconds between two looks for messages; the longer nothing came, the longer the pause."""
@@ -52,6 +54,22 @@ class Pauses:
             time.sleep(self._factor * (SHORTEST + (LONGEST - SHORTEST) * idle))
 
 
+def cleared_up(pull_objects: Callable[..., Any]) -> Callable[..., Any]:
+    """Flower's ``pull_objects`` for a run that ends meanwhile: an error of the kind after which the node takes the message back.
+
+    Flower's own is no :class:`Exception`, passes by what would clear up, and leaves the executor waiting for parts that never come.
+    """
+    from flwr.supercore.run import RunNotRunningException
+
+    def pulled(*arguments: Any, **options: Any) -> Any:
+        try:
+            return pull_objects(*arguments, **options)
+        except RunNotRunningException:
+            raise RuntimeError("the run has ended while its message was on the way") from None
+
+    return pulled
+
+
 def come_back(client: Any, memory: Path) -> None:
     """Make Flower's client end the session before, whose node id is in the file ``memory``, before it begins one."""
     import httpx
@@ -80,6 +98,7 @@ def main() -> None:
     from common.logs import configure
 
     names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
+    loop.pull_objects = cleared_up(eager(loop.pull_objects))  # type: ignore[attr-defined]
     loop.time = SimpleNamespace(**{**names, "sleep": Pauses().sleep})  # type: ignore[attr-defined]
     if home := os.environ.get("FLWR_HOME"):
         come_back(FleetHttpClient, Path(home) / NODE)

@@ -11,6 +11,7 @@ half; ``app.roster`` is that of the roster of the silos' keys.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,9 @@ app = ServerApp()
 STOP = "stop"
 """A file in the run's folder: end after this round, to be taken up again."""
 
+PARTS_WITHIN = 20.0
+"""Seconds that the parts of one answer may take once it was announced. A silo that dies in between would hold up all others."""
+
 LOCK = ".lock"
 LOCK_SECONDS = 30.0
 
@@ -46,6 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     from common.model.adapter import save_adapter
     from common.model.resident import resident
 
+    _pull_eagerly()
     config, app_settings = read_run_config(context.run_config)
     folder = Path(str(app_settings["out"])) if app_settings.get("out") else None
     home = Path(str(app_settings["home"])) if app_settings.get("home") else None
@@ -79,6 +84,17 @@ def main(grid: Grid, context: Context) -> None:
         )
         if folder is not None and not result.stopped:
             _finish(config, folder, start, result, deployed=home is not None)
+
+
+def _pull_eagerly() -> None:
+    """An answer that has begun to come is waited for as long as :data:`PARTS_WITHIN`; it may be asked for again, and is kept."""
+    from common.pulling import eager
+
+    http_grid = importlib.import_module("flwr.superlink.grid.http_grid")
+    if not hasattr(http_grid.pull_objects, "__wrapped__"):
+        http_grid.pull_objects = eager(  # type: ignore[attr-defined]
+            http_grid.pull_objects, lambda: PARTS_WITHIN
+        )
 
 
 def start_of(config: Config) -> Start:

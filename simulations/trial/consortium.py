@@ -255,14 +255,18 @@ def federation(
     policy: Mapping[str, Any],
     source: str = "synthetic",
     spare: Sequence[str] = (),
+    policies: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Federation]:
-    """A consortium of ``names``, all admitted, nobody running; ``spare`` silos have data and are not invited yet."""
+    """A consortium of ``names``, all admitted, nobody running; ``spare`` silos have data and are not invited yet.
+
+    ``policies`` are of silos whose operators allow something else than ``policy``.
+    """
     parts = dealt(folder, len(names) + len(spare), source)
     found = Federation(folder, hosts, tuple(names))
     try:
         found.found()
         for name, part in zip(names, parts, strict=False):
-            found.invite_and_admit(name, part.path, part.declared_users, policy)
+            found.invite_and_admit(name, part.path, part.declared_users, (policies or {}).get(name, policy))
         yield found
     finally:
         found.close()

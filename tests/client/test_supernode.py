@@ -11,7 +11,7 @@ import pytest
 from flwr.supernode import start_client_internal as package
 
 from client import supernode
-from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, Pauses, come_back
+from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, Pauses, cleared_up, come_back
 
 
 def slept(pauses: Pauses, seconds: float, now: float) -> float:
@@ -75,3 +75,16 @@ def test_a_node_ends_the_session_before_which_it_remembers_and_no_other(tmp_path
     (tmp_path / "flower" / "node").write_text("rubbish")
     fleet_class().ActivateNode("request")
     assert fleet_class.asked[3:] == ["activate"]
+
+
+def test_a_run_that_ends_while_a_message_comes_is_an_exception_after_which_flower_clears_up() -> None:
+    from flwr.supercore.run import RunNotRunningException
+
+    assert not issubclass(RunNotRunningException, Exception)
+
+    def pull(*arguments: object) -> None:
+        raise RunNotRunningException
+
+    with pytest.raises(RuntimeError, match="the run has ended"):
+        cleared_up(pull)(["a"])
+    assert cleared_up(lambda ids: {"a": b"1"})(["a"]) == {"a": b"1"}
