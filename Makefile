@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL ?= -n auto --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help demo test test-all check bench clean
@@ -26,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/silorec simulate ml-100k
 
 test: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''

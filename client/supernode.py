@@ -21,10 +21,10 @@ from typing import Any
 from common.pauses import pause_factor
 from common.pulling import eager
 
-SHORTEST, LONGEST = 0.1, 1.0
-"""Seconds between two looks for messages; the longer nothing came, the longer the pause."""
+SHORTEST, LONGEST = 0.25, 2.0
+"""Seconds between two looks for messages; the longer nothing came, the longer. A look costs the SuperLink some 12 ms."""
 
-IDLE = 60.0
+IDLE = 20.0
 """Seconds without a message after which the pause is at its longest."""
 
 ANSWER = 0.05
@@ -55,9 +55,9 @@ class Pauses:
 
 
 def cleared_up(pull_objects: Callable[..., Any]) -> Callable[..., Any]:
-    """Flower's ``pull_objects`` for a run that ends meanwhile: an error of the kind after which the node takes the message back.
+    """Flower's ``pull_objects`` for a run that ends meanwhile: an error after which the node takes the message back.
 
-    Flower's own is no :class:`Exception`, passes by what would clear up, and leaves the executor waiting for parts that never come.
+    Flower's own is no :class:`Exception`, passes by what would clear up, and leaves the executor waiting for parts for ever.
     """
     from flwr.supercore.run import RunNotRunningException
 

@@ -66,7 +66,7 @@ def test_a_silo_that_fails_after_it_has_shared_leaves_a_sum_over_seven_on_both_g
     """Its masks are in the others' vectors, and come off with the shares of its key."""
     for name in ("in-process", "flower"):
         fails_at_its_vector(tmp_path / name)
-    settings = config(federation__rounds=1)
+    settings = config(federation__rounds=1, federation__backoff_rounds=0)
     mine = in_process(settings, tmp_path / "in-process")
     theirs = run_with_flower(settings, tmp_path / "flower", N, processes=2)
     np.testing.assert_array_equal(mine, theirs)

@@ -191,7 +191,13 @@ def test_a_folder_that_is_none_of_ours_is_refused_in_one_sentence(
 def test_watching_ends_with_control_c(tmp_path: Path, last: dict[str, Any], expected: int) -> None:
     folder = told(tmp_path)
     command = [sys.executable, "-m", "silorec", "status", str(folder), "--watch", "--json"]
-    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    watching = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started the tests may have it ignored
+    )
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["state"] == "waiting"
     told(folder, [last])
