@@ -106,7 +106,10 @@ def test_calls_under_way_are_answered_and_health_changes_before_the_end(
             assert next(states).status == health_pb2.HealthCheckResponse.SERVING
             asked = [pool.submit(raw_call(channel), raw, timeout=20) for _ in range(20)]
             assert entered.wait(10)
-            time.sleep(0.3)
+            until = time.monotonic() + 10
+            while running.metric("silorec_calls_under_way") < 20:
+                assert time.monotonic() < until
+                time.sleep(0.01)
             running.ask_to_stop()
             assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
             time.sleep(0.3)
