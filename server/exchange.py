@@ -232,6 +232,13 @@ class Exchange:
         fields: dict[int, Fields] = {}
         refusals: dict[int, ErrorCode] = {}
         began, post = time.monotonic(), Post(self.grid, self.deadline_of(action), what)
+        stage = {
+            "round": round_of(next(iter(requests.values()), self._hello)),
+            "stage": action,
+            "asked": sorted(requests),
+            "deadline": post.seconds,
+        }
+        self._tell({"event": "stage_begins", **stage})
         for attempt in range(1, ATTEMPTS + 1):
             if attempt > 1:
                 self._look()
@@ -259,13 +266,10 @@ class Exchange:
         self._tell(
             {
                 "event": "stage",
-                "round": round_of(next(iter(requests.values()), self._hello)),
-                "stage": action,
-                "asked": sorted(requests),
+                **stage,
                 "answered": list(answers.fields),
                 "refused": {str(silo): code.name for silo, code in answers.refusals.items()},
                 "seconds": time.monotonic() - began,
-                "deadline": post.seconds,
             }
         )
         if len(fields) < len(requests):

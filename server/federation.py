@@ -128,8 +128,9 @@ def run_federation(
     stop:
         Asked before each round; True ends the run, which can be resumed.
     tell:
-        Hears what happens, as JSON-able mappings whose ``event`` is ``run``, ``stage``, ``left_out``, ``invited``, ``round``,
-        ``finished`` or ``failed``. What it raises is logged and changes nothing.
+        Hears what happens, as JSON-able mappings whose ``event`` is ``run``, ``stage_begins``, ``stage`` (it is over),
+        ``left_out``, ``invited``, ``round``, ``finished``, ``stopped`` or ``failed``. What it raises is logged and changes
+        nothing.
 
     Raises
     ------
@@ -142,6 +143,7 @@ def run_federation(
         state = run.state
         while state.round < config.federation.rounds:
             if stop is not None and stop():
+                told({"event": "stopped", "round": state.round})
                 return FederationResult(kept(state.vector, state.optimiser), state.round, state.history, stopped=True)
             began, number = time.monotonic(), state.round + 1
             if number == 0:

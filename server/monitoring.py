@@ -94,7 +94,7 @@ class RunMetrics(Collector):
     def _tell(self, event: Event, time: float) -> None:
         self._run.tell(event, time)
         match event["event"]:
-            case "stage" if event.get("seconds") is not None and event["stage"] != BUDGET:
+            case "stage" if event["stage"] != BUDGET:
                 self._stage(str(event["stage"])).add(event["seconds"])
                 for code in (event.get("refused") or {}).values():
                     self._refusals[code if code in _CODES else OTHER] += 1

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.retry import RetryInvoker
 
 from common.errors import RoundFailed
 from common.pauses import pause_factor
@@ -163,6 +164,7 @@ class Post:
     def _steadily(self, call: Callable[[], Iterable[Found]]) -> Iterable[Found]:
         """What ``call`` gives; where the connection fails, it is tried again for as long as the stage lasts."""
         until = time.monotonic() + self.seconds
+        self._bound_retries()
         while True:
             try:
                 return call()
@@ -176,6 +178,15 @@ class Post:
                     ) from error
                 log.warning("%s: the SuperLink cannot be reached (%s); trying again", self.group, type(error).__name__)
             time.sleep(RECONNECT)
+
+    def _bound_retries(self) -> None:
+        """Flower's grid over the network tries again without end, whatever our deadlines are, and has no setting for it.
+
+        It gets the whole stage: a message whose parts are given up half-way holds up the node that waits for them.
+        """
+        invoker = getattr(self.grid, "_retry_invoker", None)
+        if isinstance(invoker, RetryInvoker):
+            invoker.max_time = self.seconds
 
 
 def _batched(values: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -16,6 +16,8 @@ from common.consortium.roster import CLOCKS_APART, Consortium, day, minute
 #: How long ahead an expiry is warned of.
 AHEAD: Final = timedelta(days=30)
 
+SET_THE_CLOCK: Final = "set the clock right (timedatectl set-ntp true); if it is right, wait"
+
 
 @dataclass(frozen=True)
 class Expiry:
@@ -30,18 +32,29 @@ class Expiry:
         """Whether it counts no more."""
         return now >= self.until
 
-    def warning(self, now: datetime) -> str:
-        """A sentence if it has expired, does so within :data:`AHEAD`, or is not valid yet; else empty."""
-        if now >= self.until:
-            return f"{self.what} expired on {day(self.until)}; {self.remedy}"
-        if now < self.since:
-            return (
-                f"{self.what} is valid from {minute(self.since)} on, and this machine's clock says {minute(now)}: set the clock"
-            )
+    def has_begun(self, now: datetime) -> bool:
+        """Whether it counts by now; if not, the machine's clock is the first suspect."""
+        return now >= self.since
+
+    def fault(self, now: datetime) -> str:
+        """What is wrong with it: it has expired, does so within :data:`AHEAD`, or is not valid yet; empty if nothing is."""
+        if self.has_expired(now):
+            return f"{self.what} expired on {minute(self.until)}"
+        if not self.has_begun(now):
+            return f"{self.what} is valid from {minute(self.since)} on, and this machine's clock says {minute(now)}"
         if self.until - now < AHEAD:
             left = days_left(self.until, now)
-            return f"{self.what} expires in {left} {'day' if left == 1 else 'days'}, on {day(self.until)}; {self.remedy}"
+            return f"{self.what} expires in {left} {'day' if left == 1 else 'days'}, on {day(self.until)}"
         return ""
+
+    def remedy_for(self, now: datetime) -> str:
+        """What to do about the fault."""
+        return self.remedy if self.has_begun(now) else SET_THE_CLOCK
+
+    def warning(self, now: datetime) -> str:
+        """The fault and its remedy in a sentence; empty if there is none."""
+        fault = self.fault(now)
+        return f"{fault}; {self.remedy_for(now)}" if fault else ""
 
 
 def days_left(until: datetime, now: datetime) -> int:

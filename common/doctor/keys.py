@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.consortium.certificates import is_issued_by, names_of, read_certificate
+from common.consortium.expiry import Expiry
 from common.consortium.home import host_of
 from common.consortium.keys import load_key_p384, node_line
 from common.doctor.finding import Check, Finding, NotChecked, ok, problem, warning
@@ -21,9 +22,6 @@ from common.errors import SilorecError
 from common.privacy.signing import SigningKey, fingerprint, load_key
 
 Loader = Callable[[Path], object]
-
-#: An expiry that is nearer than this is warned of.
-AHEAD = timedelta(days=30)
 
 _OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
@@ -119,8 +117,8 @@ def look_at_certificates(subject: Subject) -> Iterator[Finding]:
     renewed = _EXTENDED if subject.role == "silo" else _RENEWED
     for path, shown, do in ((home.authority, authority, _FOUNDED), (home.tls_certificate, certificate, renewed)):
         if shown is not None:
-            begins, ends = shown.not_valid_before_utc, shown.not_valid_after_utc
-            if ageing := expiry("certificates", path.name, begins, ends, subject.now, do):
+            valid = Expiry(path.name, shown.not_valid_before_utc, shown.not_valid_after_utc, do)
+            if ageing := of_expiry("certificates", valid, subject.now):
                 sound = False
                 yield ageing
     if sound and certificate is not None:
@@ -128,17 +126,12 @@ def look_at_certificates(subject: Subject) -> Iterator[Finding]:
         yield ok("certificates", f"made by the consortium's authority, valid until {until:%Y-%m-%d}")
 
 
-def expiry(name: str, what: str, begins: datetime, ends: datetime, now: datetime, do: str) -> Finding | None:
-    """What is to be said of a time from which and until which something is valid; None where nothing is."""
-    if now < begins:
-        seen = f"{what} is valid from {begins:%Y-%m-%d %H:%M} UTC on, and this machine's clock shows {now:%Y-%m-%d %H:%M}"
-        return problem(name, seen, "set the clock right (timedatectl set-ntp true); if it is right, wait")
-    if now >= ends:
-        return problem(name, f"{what} has expired on {ends:%Y-%m-%d %H:%M} UTC", do)
-    if ends - now < AHEAD:
-        days = (ends - now).days
-        return warning(name, f"{what} expires in {days} {'day' if days == 1 else 'days'}, on {ends:%Y-%m-%d}", do)
-    return None
+def of_expiry(name: str, expiry: Expiry, now: datetime) -> Finding | None:
+    """A finding of what has expired, does so soon, or is not valid yet; None of anything else."""
+    if not (fault := expiry.fault(now)):
+        return None
+    counts = expiry.has_begun(now) and not expiry.has_expired(now)
+    return (warning if counts else problem)(name, fault, expiry.remedy_for(now))
 
 
 def node_public_pem(path: Path) -> bytes | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common.consortium.roster import read_signed
+from common.consortium.expiry import Expiry
+from common.consortium.roster import Member, read_signed
 from common.doctor.finding import Check, Finding, NotChecked, ok, problem, warning
-from common.doctor.keys import AHEAD, expiry
+from common.doctor.keys import of_expiry
 from common.doctor.subject import COORDINATOR, HOMES, SILO, Subject
 from common.errors import SilorecError
 from common.privacy.audit.check import count
@@ -33,7 +34,8 @@ def look_at_roster(subject: Subject) -> Iterator[Finding]:
             "roster", str(error), "restore roster.toml and authority.pem from your invitation, or fetch the roster anew"
         )
         return
-    if found := expiry("roster", f"version {roster.version} of the roster", roster.issued, roster.valid_until, now, _AUTHORITY):
+    valid = Expiry(f"version {roster.version} of the roster", roster.issued, roster.valid_until, _AUTHORITY)
+    if found := of_expiry("roster", valid, now):
         yield found
     else:
         seen = f"version {roster.version} of {roster.name!r}, {count(len(roster.members), 'silo')}, signed by its authority"
@@ -46,10 +48,9 @@ def look_at_own_standing(subject: Subject) -> Iterator[Finding]:
     if refusal := member.why_refused(now):
         yield problem("standing", refusal, "the silo takes no part until the authority has signed a roster that says otherwise")
         return
-    found = expiry(
-        "standing", f"the admission of {member.name!r}", member.valid_from, member.valid_until, now, _EXTEND.format(member.name)
+    yield of_expiry("standing", _admission(member), now) or ok(
+        "standing", f"silo {member.name!r} is valid until {member.valid_until:%Y-%m-%d}"
     )
-    yield found or ok("standing", f"silo {member.name!r} is valid until {member.valid_until:%Y-%m-%d}")
     if (name := _named(subject)) != member.name:
         seen = f"silo.toml calls this silo {name!r}, the roster calls its key {member.name!r}"
         yield warning("standing", seen, f'put name = "{member.name}" into silo.toml')
@@ -64,9 +65,8 @@ def look_at_everybody(subject: Subject) -> Iterator[Finding]:
             continue  # that is as it should be
         if refusal := member.why_refused(now):
             yield warning("standing", refusal, "without that the silo takes no part")
-        elif member.valid_until - now < AHEAD:
-            seen = f"the admission of silo {member.name!r} ends on {member.valid_until:%Y-%m-%d}"
-            yield warning("standing", seen, _EXTEND.format(member.name))
+        elif found := of_expiry("standing", _admission(member), now):
+            yield found
     if not valid:
         yield problem(
             "standing", f"none of {len(roster.members)} silos is valid", "invite silos: silorec consortium invite --help"
@@ -88,6 +88,11 @@ def look_at_newer_roster(subject: Subject) -> Iterator[Finding]:
         yield warning("newer roster", seen, "tell the coordinator's operator to put the newer one in place")
     else:
         yield ok("newer roster", f"the coordinator has the same version {ours}")
+
+
+def _admission(member: Member) -> Expiry:
+    remedy = _EXTEND.format(member.name)
+    return Expiry(f"the admission of silo {member.name!r}", member.valid_from, member.valid_until, remedy)
 
 
 def _named(subject: Subject) -> str:

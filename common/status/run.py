@@ -97,7 +97,7 @@ class RunSoFar:
         match event["event"]:
             case "run":
                 self._begins(event, time)
-            case "stage":
+            case "stage_begins" | "stage":
                 self._stage(event, time)
             case "left_out":
                 self._leaves_out(event)
@@ -184,7 +184,7 @@ class RunSoFar:
             silo.state, silo.until_round, silo.reason = WAITING, None, ""
 
     def _stage(self, event: Event, time: float) -> None:
-        """Without ``seconds`` a stage begins, with them it is over."""
+        """One begins, or is over; only then there are ``seconds`` and answers."""
         lasted = event.get("seconds")
         began, number = time - (lasted or 0.0), event.get("round")
         if self.state != "round":

@@ -125,7 +125,7 @@ class _FromEvents:
         match event["event"]:
             case "run" if isinstance(event.get("silos"), list | tuple):
                 self._names = [str(name) for name in event["silos"]]
-            case "stage" if event.get("seconds") is not None:
+            case "stage":
                 return _points(
                     event["round"], when, {f"stage_seconds/{str(event['stage']).rstrip('0123456789 ')}": event["seconds"]}
                 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
 from flwr.app import Message
+from flwr.superlink.grid.http_grid import HttpGrid
 
 import server.post
 from common.errors import FederationError, RoundFailed
@@ -183,6 +186,26 @@ def test_a_connection_that_stays_away_fails_the_round_when_the_deadline_is_over(
     grid.failures = [httpx.ConnectError("refused")] * 10_000
     with pytest.raises(RoundFailed, match=r"the SuperLink could not be reached for 0\.3 s \(ConnectError\): is it running\?"):
         exchange.ask(TRAIN, question(config, TRAIN), what="round 1", length=3)
+
+
+def test_flowers_own_grid_tries_no_longer_than_the_stage_lasts() -> None:
+    """Left alone, it tries for ever."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        grid = HttpGrid(f"127.0.0.1:{nobody.getsockname()[1]}", insecure=True, token="none")
+        failures: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                Post(grid, 0.5, "round 1").nodes()
+            except RoundFailed as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(20.0)
+    (failure,) = failures
+    assert "round 1: the SuperLink could not be reached for 0.5 s (ConnectError): is it running?" in str(failure)
 
 
 def test_any_other_exception_of_the_grid_is_a_bug_and_shows() -> None:

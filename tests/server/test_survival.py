@@ -283,18 +283,33 @@ def test_a_run_tells_what_happens_in_the_order_in_which_it_does(tmp_path: Path) 
 
     told: list[Event] = []
     result = run(tell=told.append, folder=tmp_path, rounds=1)
-    assert [event["event"] for event in told] == ["run", "round", "stage", "round", "finished"]
-    first, count, stage, one, last = told
+    assert [event["event"] for event in told] == ["run", "round", "stage_begins", "stage", "round", "finished"]
+    first, count, begins, stage, one, last = told
     assert (first["name"], first["mode"], first["silos"], first["rounds"], first["from_round"]) == ("run", "none", 3, 1, 0)
     assert first["config"] == read_transcript(tmp_path / FILE).run["config"]
     assert (count["round"], count["answered"]) == (0, [])
     assert (stage["round"], stage["stage"], stage["asked"], stage["answered"]) == (1, TRAIN, [0, 1, 2], [0, 1, 2])
     assert (stage["refused"], stage["deadline"]) == ({}, 1.0)
+    assert begins == {"event": "stage_begins", **{key: stage[key] for key in ("round", "stage", "asked", "deadline")}}
     assert 0 <= stage["seconds"] <= one["seconds"]
     assert one["update_norm"] == result.history[-1]["update_norm"] > 0
     assert one["budget_left"] == {"0": None, "1": None, "2": None}
     assert last == {"event": "finished", "round": 1}
     assert json.loads(json.dumps(told)) == told
+
+
+def test_a_run_that_is_stopped_tells_after_which_round() -> None:
+    told: list[Event] = []
+    config = fake_silos.config(rounds=3)
+    result = run_federation(
+        fake_silos.grid(),
+        config,
+        START,
+        Roster.of(config.federation),
+        tell=told.append,
+        stop=lambda: any(event["event"] == "round" and event["round"] == 2 for event in told),
+    )
+    assert (result.stopped, told[-1]) == (True, {"event": "stopped", "round": 2})
 
 
 def test_a_run_that_fails_tells_why_and_one_that_is_taken_up_where_it_goes_on(tmp_path: Path) -> None:

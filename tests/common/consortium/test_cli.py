@@ -121,7 +121,8 @@ def test_the_status_is_1_once_something_has_expired(shell: Shell, tmp_path: Path
     past.admit("north", days=60)
     status, _, err = shell("roster", "shops")
     assert status == 1
-    assert f"silo 'north' expired on {NOW - 30 * DAY:%Y-%m-%d}; the authority extends it: silorec consortium rotate DIR" in err
+    since = f"{NOW - 30 * DAY:%Y-%m-%d %H:%M} UTC"
+    assert f"silo 'north' expired on {since}; the authority extends it: silorec consortium rotate DIR" in err
     status, out, _ = shell("roster", "north", "--json")
     assert status == 1
     assert json.loads(out)["silos"][0]["standing"] == "expired"

@@ -23,10 +23,11 @@ def stage(
     number: int, asked: Iterable[int], answered: Iterable[int], refused: Mapping[str, str] | None = None, *, name: str = "train",
     seconds: float | None = 8.0,
 ) -> dict[str, Any]:  # fmt: skip
-    return {
-        "event": "stage", "round": number, "stage": name, "asked": list(asked), "answered": list(answered),
-        "refused": dict(refused or {}), "seconds": seconds, "deadline": 600.0,
-    }  # fmt: skip
+    """One that is over; one that begins, where it has taken no ``seconds`` yet."""
+    begins = {"round": number, "stage": name, "asked": list(asked), "deadline": 600.0}
+    if seconds is None:
+        return {"event": "stage_begins", **begins}
+    return {"event": "stage", **begins, "answered": list(answered), "refused": dict(refused or {}), "seconds": seconds}
 
 
 def left_out(silo: int, until: int | None, reason: str) -> dict[str, Any]:
