@@ -2,7 +2,8 @@
 
 One loop looks at everything once in a while and does what is missing: start the SuperLink, admit the nodes of the roster, order
 the run, order it again when its process has died. Nothing here knows how a round goes: each run's app takes up the last
-checkpoint. When the roster gains a silo, the run ends after its round and a successor goes on with the larger configuration.
+checkpoint. When the roster gains a silo, or names another signing key for the coordinator, the run ends after its round and a
+successor goes on with the new configuration.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Deployment:
         self.link, self.source, self.overrides = link, source, tuple(overrides)
         self.order = ordered(link.home, configured(source, link.consortium, self.overrides))
         self._running = _Running()
-        self._silos = len(link.consortium.members)
+        self._facts = _facts_of(link.consortium)
 
     def run(self) -> Path:
         """Until the run has finished; its folder.
@@ -181,15 +182,15 @@ class Deployment:
         self.link.journal.append("server down", run=self.order.folder.name)
 
     def _look_at_roster(self) -> None:
-        members = self.link.consortium.members
-        if len(members) == self._silos:
+        before, self._facts = self._facts, _facts_of(self.link.consortium)
+        if before == self._facts:
             return
-        self._silos = len(members)
+        what = "a silo has joined" if before[1] == self._facts[1] else "the coordinator has another signing key"
         if why := why_not(self.order.config, configured(self.source, self.link.consortium, self.overrides)):
-            self.link.told(f"a silo has joined, and takes no part in this run: {why}")
+            self.link.told(f"{what}, and this run goes on without: {why}")
             return
-        write_durably(self.order.folder / STOP, b"the roster has another number of silos\n")
-        self.link.told("a silo has joined: the run goes on with it after this round")
+        write_durably(self.order.folder / STOP, f"{what}\n".encode())
+        self.link.told(f"{what}: the run goes on with it after this round, as a successor")
 
     def _look_at_run(self) -> None:
         running, link = self._running, self.link
@@ -239,6 +240,11 @@ def serve(link: Link) -> NoReturn:
     finally:
         link.close()
         link.journal.append("server down")
+
+
+def _facts_of(consortium: Consortium) -> tuple[int, str]:
+    """What the configuration of a run has from the roster."""
+    return len(consortium.members), consortium.coordinator
 
 
 def _round_in(folder: Path) -> int:

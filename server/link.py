@@ -14,6 +14,7 @@ from common.consortium.expiry import expiries
 from common.consortium.home import CoordinatorHome
 from common.consortium.keys import read_private
 from common.consortium.roster import Consortium, read_signed
+from common.consortium.signing_key import take_up_signing_key
 from common.errors import ConfigError, FederationError, SilorecError
 from common.journal import Journal
 from common.logs import environment as log_environment
@@ -175,9 +176,8 @@ class Link:
 
     def _check_keys(self) -> None:
         """Before anything is started: the keys are there, nobody else's, and the ones that the roster names."""
-        key = load_key(self.home.key)
-        if key.public_key != self.consortium.coordinator:
-            raise ConfigError(f"{self.home.key}: the roster names another coordinator's key, {self.consortium.coordinator[:16]}…")
+        load_key(self.home.key)
+        take_up_signing_key(self.home, self.consortium)
         read_private(self.home.tls_key)
         now = self.today()
         for one in expiries(self.home, self.consortium):

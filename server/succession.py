@@ -1,9 +1,10 @@
-"""A run that goes on as another one: what happens when a silo joins between rounds.
+"""A run that goes on as another one: a silo has joined between rounds, or the coordinator has another signing key.
 
-The silos of a run and the users that they declare are part of its configuration, and so of its name, the hash of it, under which
-ledgers, questions and signatures know it. When a silo joins, the run therefore ends and a successor begins where it stopped: with
-its adapter, its optimiser and its history, in a folder of its own, under the hash of the new configuration. The successor's
-transcript names its predecessors in its first line. There is no second count: nothing is asked that was asked before.
+The silos of a run, the users that they declare and the coordinator's key are part of its configuration, and so of its name, the
+hash of it, under which ledgers, questions and signatures know it. When one of them changes, the run therefore ends and a
+successor begins where it stopped: with its adapter, its optimiser and its history, in a folder of its own, under the hash of the
+new configuration. The successor's transcript names its predecessors in its first line. There is no second count: nothing is asked
+that was asked before.
 
 What a silo is charged in both runs together is what the whole run would have cost, because noise follows from settings that may
 not change, and the operator's limit holds over all runs anyway. That is also why a successor must have the delta that its
@@ -27,10 +28,11 @@ from common.protocol import config_hash
 from server.checkpoint import FILE, START, Checkpoint, load, save
 from server.federation import facts_of_run
 
-#: Settings in which a successor may differ freely: they decide how long silos are waited for, and change no answer.
+#: Settings in which a successor may differ freely: they say who asks, and how long silos are waited for, and change no answer.
 MAY_CHANGE = frozenset(
     {
         "name",
+        "federation.coordinator",
         "federation.quorum",
         "federation.deadline",
         "federation.stage_deadline",

@@ -49,11 +49,12 @@ from common.consortium.roster import (
     sign_roster,
 )
 from common.consortium.signed import read_document
+from common.consortium.signing_key import has_signing_key, take_up_signing_key, write_public_half
 from common.consortium.templates import coordinator_template
 from common.durable import create_durably, sync_folder, write_durably
 from common.errors import ConsortiumError
 from common.journal import Act, Journal, read_journal
-from common.privacy.signing import create_key, load_key
+from common.privacy.signing import create_key, fingerprint, is_public_key, load_key
 from common.privacy.store import make_folder
 
 #: Days that things are valid, where nothing else is said.
@@ -114,8 +115,7 @@ def found(
     write_durably(coordinator.authority, home.authority.read_bytes())
     if not coordinator.key.exists():
         create_key(coordinator.key)
-    public = coordinator.key.with_name(f"{coordinator.key.name}.pub")  # for those who check what the coordinator has signed
-    write_durably(public, f"{load_key(coordinator.key).public_key}\n".encode())
+    write_public_half(coordinator.key)
     if not coordinator.settings_file.exists():
         create_durably(coordinator.settings_file, coordinator_template(name, int(address.rpartition(":")[2])).encode())
     authority = Authority(home, clock)
@@ -238,6 +238,37 @@ class Authority:
             self._commit("renew roster", self._next(days=days))
             return self.consortium
 
+    def change_signing_key(self, public: str) -> Consortium:
+        """Name another signing key of the coordinator, by its public half.
+
+        Where the coordinator's folder lies beside ours, the private half must be there.
+        """
+        coordinator = self.home.coordinator
+        if not is_public_key(public):
+            raise ConsortiumError(
+                f"{public!r}: a signing key's public half has 64 of 0-9 and a-f; the coordinator makes one: "
+                f"silorec consortium rotate {coordinator.folder}"
+            )
+        with self._turn():
+            if coordinator.key.exists() and not has_signing_key(coordinator, public):
+                raise ConsortiumError(
+                    f"{coordinator.folder}: the private half of {fingerprint(public)} is not there; make a new key first: "
+                    f"silorec consortium rotate {coordinator.folder}"
+                )
+            self._commit("signing key", replace(self._next(), coordinator=public), coordinator=public)
+            return self.consortium
+
+    def move(self, address: str, also: Sequence[str] = (), days: float = DAYS) -> Consortium:
+        """Name another address (``host:port``) of the coordinator, and sign a certificate for the new host and the old ones."""
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ConsortiumError(f"address = {address!r}: {error}") from None
+        with self._turn():
+            self._sign_server(host_of(address), also, days)
+            self._commit("address", replace(self._next(), address=address), address=address)
+            return self.consortium
+
     def _admit(self, request: Request, where: str, days: float) -> Member:
         invitation = self._invitations().get(request.silo)
         if invitation is None:
@@ -309,6 +340,8 @@ class Authority:
         """Bring the coordinator's copy up to date, where its folder lies beside ours."""
         coordinator, document = self.home.coordinator, read_document(self.home.roster)
         if coordinator.key.exists() and (not coordinator.roster.exists() or coordinator.roster.read_bytes() != document):
+            if has_signing_key(coordinator, self.consortium.coordinator):  # else its operator hears of it, and we go on
+                take_up_signing_key(coordinator, self.consortium)
             write_durably(coordinator.roster, document)
 
     @contextlib.contextmanager

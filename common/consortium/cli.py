@@ -158,6 +158,7 @@ def admit(
 
     Example: silorec consortium admit shops north.request
     """
+    from common.consortium.renewals import handed_out
     from common.consortium.roster import day
     from common.consortium.signed import read_document
     from common.privacy.signing import fingerprint
@@ -176,7 +177,7 @@ def admit(
     lines = [
         f"silo {facts['number']}: {member.name}, {member.declared_users} declared users, until {day(member.valid_until)}",
         f"its identity, which must be what they tell you by voice: {facts['identity']}",
-        *_handed_out(authority),
+        *handed_out(authority),
     ]
     _tell(facts, lines, as_json)
 
@@ -234,10 +235,12 @@ def revoke(
 
     Example: silorec consortium revoke shops north --reason "left the consortium"
     """
+    from common.consortium.renewals import handed_out
+
     authority = _authority(folder)
     member = authority.revoke(name, reason)
     facts = {"silo": name, "reason": member.reason, "version": authority.consortium.version}
-    _tell(facts, [f"{name} is revoked: {member.reason}", *_handed_out(authority)], as_json)
+    _tell(facts, [f"{name} is revoked: {member.reason}", *handed_out(authority)], as_json)
 
 
 @consortium_app.command()
@@ -252,6 +255,15 @@ def rotate(
         str | None, typer.Option(metavar="NAME", help="Extend a silo, with a new certificate.", show_default=False)
     ] = None,
     roster: Annotated[bool, typer.Option("--roster", help="Sign the roster anew, as it stands.")] = False,
+    signing_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Name another signing key of the coordinator: its public half, or the file.", show_default=False
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Name another address of the coordinator.", show_default=False)
+    ] = None,
     days: Days = 365,
     as_json: AsJson = False,
 ) -> None:
@@ -260,23 +272,41 @@ def rotate(
     On a silo: new node and TLS keys, and a request to send to the authority. They come into use with the roster that has them.
     The identity key stays, since the ledger is signed with it: a silo that needs another one joins anew, with another ledger.
 
+    On the coordinator: a new signing key. It comes into use with the roster that names it, and silos' policies must allow it.
+
     Example: silorec consortium rotate /var/lib/silorec
 
     Example: silorec consortium rotate shops --extend north --days 365
     """
+    from common.consortium import renewals
     from common.consortium.home import AuthorityHome, SiloHome
 
-    home = _home(path)
-    if isinstance(home, SiloHome):
-        if server or san or extend or roster:
-            raise ConsortiumError(f"{path} is a silo's folder: --server, --san, --extend and --roster are for the authority's")
-        _renew_keys(home, as_json)
-        return
+    home, asked = _home(path), [server, extend is not None, roster, signing_key is not None, address is not None]
     if not isinstance(home, AuthorityHome):
-        raise ConsortiumError(f"{path} is the coordinator's folder: the authority renews its certificate, with --server")
-    if server + (extend is not None) + roster != 1 or (san and not server):
-        raise ConsortiumError("say what to renew: one of --server (with --san), --extend NAME, --roster")
-    _renew_at_authority(_authority(path), extend=extend, server=server, san=san or [], days=days, as_json=as_json)
+        if any(asked) or san:
+            whose = "a silo's" if isinstance(home, SiloHome) else "the coordinator's"
+            raise ConsortiumError(f"{path} is {whose} folder, where keys are renewed without an option: they are the authority's")
+        with _writing(home.folder):
+            told = renewals.keys(home) if isinstance(home, SiloHome) else renewals.new_signing_key(home)
+        _tell(*told, as_json)
+        return
+    if sum(asked) != 1 or (san and not (server or address)):
+        raise ConsortiumError(
+            "say what to renew: one of --server (with --san), --extend NAME, --roster, --signing-key KEY, --address HOST:PORT "
+            "(with --san)"
+        )
+    authority = _authority(path)
+    if server:
+        told = renewals.server(authority, san or [], days)
+    elif address is not None:
+        told = renewals.move(authority, address, san or [], days)
+    elif extend is not None:
+        told = renewals.extend(authority, extend, days)
+    elif signing_key is not None:
+        told = renewals.signing_key(authority, _key_in(signing_key))
+    else:
+        told = renewals.roster(authority, days)
+    _tell(*told, as_json)
 
 
 @consortium_app.command()
@@ -310,47 +340,12 @@ def journal(path: Folder, as_json: AsJson = False) -> None:
             typer.echo(line)
 
 
-def _renew_keys(home: SiloHome, as_json: bool) -> None:
-    from common.consortium.joining import renew
-    from common.consortium.roster import read_signed
+def _key_in(said: str) -> str:
+    """A public key, or the one in the file of this name."""
+    from common.consortium.signed import read_document
 
-    with _writing(home.folder):
-        request = renew(home, read_signed(home.roster, home.authority))
-    lines = [
-        f"new node and TLS keys wait in {home.folder}; send {request} to the authority",
-        "the identity key stays: the ledger is signed with it, and a new identity means a new ledger",
-    ]
-    _tell({"request": str(request)}, lines, as_json)
-
-
-def _renew_at_authority(
-    authority: Authority, *, extend: str | None, server: bool, san: list[str], days: float, as_json: bool
-) -> None:
-    from common.consortium.certificates import names_of
-    from common.consortium.roster import day
-
-    if server:
-        certificate = authority.renew_server(san, days)
-        path, until = authority.home.coordinator.tls_certificate, certificate.not_valid_after_utc
-        facts: dict[str, Any] = {"certificate": str(path), "names": names_of(certificate), "valid_until": until.isoformat()}
-        lines = [f"{path}: for {', '.join(names_of(certificate))}, until {day(until)}; start the coordinator anew with it"]
-    elif extend is not None:
-        member = authority.extend(extend, days)
-        facts = {"silo": extend, "valid_until": member.valid_until.isoformat(), "version": authority.consortium.version}
-        lines = [f"{extend} takes part until {day(member.valid_until)}", *_handed_out(authority)]
-    else:
-        consortium = authority.renew_roster(days)
-        facts = {"version": consortium.version, "valid_until": consortium.valid_until.isoformat()}
-        lines = [f"the roster counts until {day(consortium.valid_until)}", *_handed_out(authority)]
-    _tell(facts, lines, as_json)
-
-
-def _handed_out(authority: Authority) -> list[str]:
-    """How the new roster gets to those who need it."""
-    version, coordinator = authority.consortium.version, authority.home.coordinator
-    if coordinator.roster.exists():
-        return [f"version {version} of the roster is in {coordinator.folder}, which hands it out"]
-    return [f"version {version} of the roster: take {authority.home.roster} to the coordinator's folder"]
+    path = Path(said)
+    return read_document(path).decode(errors="replace").strip() if path.is_file() else said
 
 
 def _authority(folder: Path) -> Authority:

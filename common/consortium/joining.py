@@ -15,7 +15,7 @@ from pathlib import Path
 from common.config import read_toml
 from common.consortium.certificates import fingerprint_of, is_fingerprint_of, make_signing_request, parse_certificate
 from common.consortium.home import SiloHome
-from common.consortium.keys import load_key_p384, node_line, own_key
+from common.consortium.keys import load_key_p384, node_line, own_key, waiting
 from common.consortium.letters import Invitation, Request, proof_of
 from common.consortium.roster import CLOCKS_APART, Consortium, Member, day, minute
 from common.consortium.templates import policy_template, settings_template
@@ -88,8 +88,8 @@ def renew(home: SiloHome, consortium: Consortium) -> Path:
         consortium=consortium.name,
         silo=member.name,
         key=identity.public_key,
-        node=node_line(own_key(_next(home.node_key), openssh=True).public_key()),
-        tls=make_signing_request(own_key(_next(home.tls_key)), member.name),
+        node=node_line(own_key(waiting(home.node_key), openssh=True).public_key()),
+        tls=make_signing_request(own_key(waiting(home.tls_key)), member.name),
         replaces=member.node,
     )
     return write_durably(home.folder / f"{member.name}.rotation", request.write(identity))
@@ -112,7 +112,7 @@ def check_own(home: SiloHome, consortium: Consortium) -> Member:
             "roster: the authority has not admitted it"
         ) from None
     for path, public in _keys_of(home, member):
-        if public not in (_public(path), _public(_next(path))):
+        if public not in (_public(path), _public(waiting(path))):
             raise ConsortiumError(
                 f"{path}: not the key that the roster has for {member.name!r}; restore it, or make new ones with: "
                 f"silorec consortium rotate {home.folder}"
@@ -129,7 +129,7 @@ def take_up(home: SiloHome, consortium: Consortium) -> bool:
     changed = False
     for path, public in _keys_of(home, member):
         if _public(path) != public:
-            os.replace(_next(path), path)
+            os.replace(waiting(path), path)
             sync_folder(path.parent)
             changed = True
     if not home.tls_certificate.exists() or home.tls_certificate.read_text() != member.certificate:
@@ -181,11 +181,6 @@ def _create(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write what is not there; what is there is the operator's."""
     if not path.exists():
         create_durably(path, content, mode=mode)
-
-
-def _next(path: Path) -> Path:
-    """Where a key waits until the roster has it."""
-    return path.with_name(f"{path.name}.new")
 
 
 def _keys_of(home: SiloHome, member: Member) -> tuple[tuple[Path, str], ...]:

@@ -32,6 +32,11 @@ _OPENSSH: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _LIMIT: Final = 1 << 16
 
 
+def waiting(path: Path) -> Path:
+    """Where a new key waits until the roster has it."""
+    return path.with_name(f"{path.name}.new")
+
+
 def own_key(path: Path, *, openssh: bool = False) -> EllipticCurvePrivateKey:
     """The key at ``path``, made now if there is none: PKCS8 PEM, or OpenSSH's form, the only one that Flower reads.
 

@@ -266,15 +266,16 @@ def sign_roster(consortium: Consortium, key: EllipticCurvePrivateKey) -> bytes:
 def accept(home: SiloHome | CoordinatorHome, document: bytes, now: datetime | None = None) -> Consortium:
     """Take a roster in the place of the one at ``home``, from wherever it came; the same one again changes nothing.
 
-    A silo that asked for new keys begins to use them once the roster has them. ``now`` is by this machine's clock.
+    Who asked for new keys begins to use them once the roster has them. ``now`` is by this machine's clock.
 
     Raises
     ------
     ConsortiumError
         If it is not signed by our authority, older than ours, expired, of another consortium, without this silo, or says of a
-        silo that we know that it is another one. Ours stays.
+        silo that we know that it is another one, or names keys for this side that are not here. Ours stays.
     """
     from common.consortium.joining import take_up
+    from common.consortium.signing_key import take_up_signing_key
 
     new = parse_signed(document, home.authority, "the new roster")
     if refusal := new.why_refused(now or datetime.now(UTC)):
@@ -284,6 +285,8 @@ def accept(home: SiloHome | CoordinatorHome, document: bytes, now: datetime | No
             _check_follows(read_signed(home.roster, home.authority), new)
         if isinstance(home, SiloHome):
             take_up(home, new)  # first: what a crash leaves is mended when the roster comes again
+        else:
+            take_up_signing_key(home, new)
         if not home.roster.exists() or read_document(home.roster) != document:
             write_durably(home.roster, document)
     return new

@@ -56,6 +56,16 @@ def look_at_own_standing(subject: Subject) -> Iterator[Finding]:
         yield warning("standing", seen, f'put name = "{member.name}" into silo.toml')
 
 
+def look_at_address(subject: Subject) -> Iterator[Finding]:
+    """Whether the silo connects to where the roster says that the coordinator is."""
+    ours, theirs = subject.silo_settings.coordinator, subject.roster.address
+    if ours == theirs:
+        yield ok("address", f"the coordinator is at {theirs}")
+    else:
+        seen = f"silo.toml connects to {ours}, and the roster says that the coordinator is at {theirs}"
+        yield warning("address", seen, f'put coordinator = "{theirs}" into silo.toml, unless there is a reason for the other one')
+
+
 def look_at_everybody(subject: Subject) -> Iterator[Finding]:
     """All silos, for the coordinator."""
     roster, now = subject.roster, subject.now
@@ -105,6 +115,7 @@ def _named(subject: Subject) -> str:
 CHECKS = (
     Check("roster", HOMES, look_at_roster),
     Check("standing", SILO, look_at_own_standing),
+    Check("address", SILO, look_at_address),
     Check("standing", COORDINATOR, look_at_everybody),
     Check("newer roster", SILO, look_at_newer_roster),
 )

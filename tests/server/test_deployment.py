@@ -10,7 +10,10 @@ import pytest
 import tomli_w
 
 from common.config import Config, load
+from common.consortium.authority import Authority
+from common.consortium.home import AuthorityHome
 from common.consortium.roster import Consortium, read_signed
+from common.consortium.signing_key import renew_signing_key
 from common.errors import ConfigError
 from common.privacy.transcript import FILE as TRANSCRIPT
 from common.privacy.transcript import Transcript
@@ -94,6 +97,19 @@ def test_a_silo_that_joins_makes_a_successor_that_begins_where_the_run_was(trial
     assert second.config.federation.declared_users == (*before.federation.declared_users, 7)
     assert (second.folder / "checkpoint.safetensors").exists()
     assert ordered(trial.coordinator, after) == second
+
+
+def test_another_signing_key_makes_a_successor_too(trial: Federation) -> None:
+    before = configuration(trial)
+    folder = ordered(trial.coordinator, before).folder
+    finish_round(folder, before, 2)
+    authority = Authority(AuthorityHome(trial.authority / "authority"))
+    authority.change_signing_key(renew_signing_key(trial.coordinator))
+    after = configuration(trial)
+    assert after.federation.coordinator != before.federation.coordinator
+    second = ordered(trial.coordinator, after)
+    assert (second.folder, second.config) == (trial.run_folder("run-2"), after)
+    assert (second.folder / "checkpoint.safetensors").exists()
 
 
 def test_where_a_smaller_silo_would_change_delta_the_run_goes_on_without_it(

@@ -103,6 +103,7 @@ def test_the_coordinators_key_and_names_are_held_against_the_roster(deployment: 
         (NOW + timedelta(days=1, hours=1), "warning", "expires in 1 day, on"),
         (YESTERDAY, "problem", rf"tls\.pem expired on {YESTERDAY:%Y-%m-%d %H:%M} UTC"),
     ],
+    ids=["a month", "29 days", "a day", "expired"],
 )
 @pytest.mark.parametrize("at", ["silo", "coordinator"])
 def test_an_expiry_is_warned_of_thirty_days_ahead(
@@ -169,6 +170,13 @@ def test_a_silos_own_standing(deployment: Deployment) -> None:
     assert says(the_only(look(deployment, "standing"), "problem"), "'north' was admitted until .* has expired")
     deployment.sign(member={"valid_until": FAR, "revoked": YESTERDAY, "reason": "left the consortium"})
     assert says(the_only(look(deployment, "standing"), "problem"), "'north' was revoked on .*: left the consortium")
+
+
+def test_a_coordinator_that_has_moved_is_told(deployment: Deployment) -> None:
+    assert not faults(look(deployment, "address"))
+    deployment.sign(address="new.example.org:9092")
+    found = the_only(look(deployment, "address"), "warning")
+    assert says(found, "silo.toml connects to .*, and the roster .* at new.example.org:9092", 'coordinator = "new.example.org')
 
 
 def test_a_silo_that_calls_itself_otherwise_is_told(deployment: Deployment) -> None:
