@@ -136,7 +136,9 @@ class SiloService:
                 if warning := one.warning(self.today()):
                     self._tell_once(f"warning: {warning}")
             if consortium.address != self.settings.coordinator:
-                self._tell_once(f"warning: the roster says that the coordinator is at {consortium.address}: change it in silo.toml")
+                self._tell_once(
+                    f"warning: the roster says that the coordinator is at {consortium.address}: change it in silo.toml"
+                )
             self._admitted = True
             self._said = []
             self._begin(consortium)
