@@ -213,8 +213,9 @@ def test_the_privacy_page_lists_all_that_leaves_a_silo() -> None:
     assert set(re.findall(r"`([A-Z_]{5,})`", text)) - {"RELEASED"} == {code.name for code in ErrorCode}
 
 
-def test_the_picture_is_well_formed_and_asks_nobody() -> None:
-    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["architecture", "deployment", "secure-sum"])
+def test_a_picture_is_well_formed_and_asks_nobody(name: str) -> None:
+    picture = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
     root = ElementTree.fromstring(picture)
     inside = set(root.iter())
     assert {element.tag.rpartition("}")[2] for element in inside}.isdisjoint({"script", "image", "foreignObject"})
