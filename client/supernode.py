@@ -1,9 +1,9 @@
 """Flower's SuperNode for a silo: ``python -m client.supernode`` and then ``flower-supernode``'s options.
 
-It is Flower's own program, with two changes. Its pauses are shorter: Flower sleeps for 3 seconds between two looks for messages
-and half a second between two looks for the executor's answer, has no setting for either, and a secure sum has five stages. And it
+It is Flower's own program, with three changes. Its pauses are shorter: Flower sleeps for 3 seconds between two looks for messages
+and half a second between two looks for the executor's answer, has no setting for either, and a secure sum has five stages. It
 comes back at once after it was killed: Flower refuses a node that it believes to be connected, for a minute, so the node says
-first that its former self is gone.
+first that its former self is gone. And it sends the answer to what it was asked last, see :class:`InStep`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,59 @@ def cleared_up(pull_objects: Callable[..., Any]) -> Callable[..., Any]:
     return pulled
 
 
+class InStep:
+    """Keeps answers in step with questions, in the place of two functions of the SuperNode's loop.
+
+    A run that ends when a question has just arrived leaves the question with the executor, and Flower goes on. The answer comes
+    later, Flower takes it for the one to the next question, and from then on sends each answer one question too late, for good.
+
+    Parameters
+    ----------
+    pull, push:
+        Flower's ``_pull_and_store_message`` and ``_push_messages``.
+    """
+
+    def __init__(self, pull: Callable[..., int | None], push: Callable[..., None]) -> None:
+        self._pull, self._push, self._question = pull, push, ""
+
+    def pull(self, *, receive: Callable[[], Any], **more: Any) -> int | None:
+        """Flower's, which also notes the question."""
+
+        def received() -> Any:
+            found = receive()
+            if found is not None:
+                self._question = found[0].metadata.message_id
+            return found
+
+        return self._pull(receive=received, **more)
+
+    def push(self, *, state: Any, object_store: Any, **more: Any) -> None:
+        """Flower's, to which only answers to the question are shown; others are forgotten."""
+        self._push(state=_Answers(state, object_store, self._question), object_store=object_store, **more)
+
+
+class _Answers:
+    """A SuperNode's state in which there are no answers but to one question."""
+
+    def __init__(self, state: Any, objects: Any, question: str) -> None:
+        self._state, self._objects, self._question = state, objects, question
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def get_messages_legacy(self, **filters: Any) -> list[Any]:
+        """As the state's own."""
+        found = []
+        for message in self._state.get_messages_legacy(**filters):
+            said = message.metadata
+            if said.reply_to_message_id == self._question:
+                found.append(message)
+            else:
+                self._state.delete_messages(message_ids=[said.message_id, said.reply_to_message_id])
+                self._objects.delete(said.message_id)
+        return found
+
+
 def come_back(client: Any, memory: Path) -> None:
     """Make Flower's client end the session before, whose node id is in the file ``memory``, before it begins one."""
     import httpx
@@ -99,6 +152,8 @@ def main() -> None:
 
     names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
     loop.pull_objects = cleared_up(eager(loop.pull_objects))  # type: ignore[attr-defined]
+    in_step = InStep(loop._pull_and_store_message, loop._push_messages)
+    loop._pull_and_store_message, loop._push_messages = in_step.pull, in_step.push  # type: ignore[attr-defined]
     loop.time = SimpleNamespace(**{**names, "sleep": Pauses().sleep})  # type: ignore[attr-defined]
     if home := os.environ.get("FLWR_HOME"):
         come_back(FleetHttpClient, Path(home) / NODE)

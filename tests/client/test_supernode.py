@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as package
 
 from client import supernode
-from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, Pauses, cleared_up, come_back
+from client.supernode import ANSWER, FLOWERS_PAUSE, IDLE, LONGEST, SHORTEST, InStep, Pauses, cleared_up, come_back
 
 
 def slept(pauses: Pauses, seconds: float, now: float) -> float:
@@ -78,8 +86,6 @@ def test_a_node_ends_the_session_before_which_it_remembers_and_no_other(tmp_path
 
 
 def test_a_run_that_ends_while_a_message_comes_is_an_exception_after_which_flower_clears_up() -> None:
-    from flwr.supercore.run import RunNotRunningException
-
     assert not issubclass(RunNotRunningException, Exception)
 
     def pull(*arguments: object) -> None:
@@ -88,3 +94,95 @@ def test_a_run_that_ends_while_a_message_comes_is_an_exception_after_which_flowe
     with pytest.raises(RuntimeError, match="the run has ended"):
         cleared_up(pull)(["a"])
     assert cleared_up(lambda ids: {"a": b"1"})(["a"]) == {"a": b"1"}
+
+
+class Node:
+    """Flower's own state, store and functions of a SuperNode's loop, between a coordinator and an executor that are made up."""
+
+    def __init__(self) -> None:
+        from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+        from flwr.supercore.object_store.object_store_factory import ObjectStoreFactory
+        from flwr.supercore.run import Run
+        from flwr.supernode.nodestate import NodeStateFactory
+
+        factory = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+        self.objects, self.state = factory.store(), NodeStateFactory(objectstore_factory=factory).state()
+        self.state.set_node_id(7)
+        self.state.store_run(Run.create_empty(1))
+        self.sent: list[str] = []
+        loop = importlib.import_module("flwr.supernode.start_client_internal")
+        self.in_step = InStep(loop._pull_and_store_message, loop._push_messages)
+
+    def ask(self, question: Message, confirm: Callable[..., None] = lambda *arguments: None) -> int | None:
+        """The SuperNode gets a question, and so does the executor."""
+        parts = {object_id: one.deflate() for object_id, one in get_all_nested_objects(question).items()}
+        return self.in_step.pull(
+            state=self.state,
+            object_store=self.objects,
+            node_config={},
+            receive=lambda: (question, get_object_tree(question)),
+            get_run=None,
+            get_fab=None,
+            pull_object=lambda run_id, object_id: parts[object_id],
+            confirm_message_received=confirm,
+            trusted_entities=None,
+        )
+
+    def answer(self, question: Message) -> str:
+        """The executor has an answer; its id."""
+        reply = Message(RecordDict({"public": ConfigRecord({"to": question.metadata.message_type})}), reply_to=question)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        self.objects.preregister(1, get_object_tree(reply))
+        for object_id, one in get_all_nested_objects(reply).items():
+            self.objects.put(object_id, one.deflate())
+        self.state.record_message_processing_start(question.metadata.message_id)
+        self.state.record_message_processing_end(question.metadata.message_id)
+        self.state.store_message(reply)
+        return str(reply.metadata.message_id)
+
+    def push(self) -> None:
+        """The SuperNode sends the answer, once there is one."""
+
+        def send(message: Message, *more: object) -> tuple[set[str], str]:
+            self.sent.append(message.metadata.message_id)
+            return set(), "session"
+
+        self.in_step.push(state=self.state, object_store=self.objects, send=send, push_object=None)
+
+
+def question(action: str) -> Message:
+    message = make_message(
+        metadata=Metadata(
+            run_id=1,
+            message_id="",
+            src_node_id=1,
+            dst_node_id=7,
+            reply_to_message_id="",
+            group_id="",
+            created_at=time.time(),
+            ttl=60.0,
+            message_type=action,
+        ),
+        content=RecordDict({"request": ConfigRecord({"action": action})}),
+    )
+    message.metadata.__dict__["_message_id"] = message.object_id
+    return message
+
+
+def test_a_node_answers_what_it_was_asked_last() -> None:
+    node, first, second = Node(), question("query.mask"), question("query.enrol")
+
+    def ended(*arguments: object) -> None:
+        raise RunNotRunningException
+
+    assert node.ask(first, ended) is None
+    assert node.ask(second) == 1
+    late = node.answer(first)
+    pushing = threading.Thread(target=node.push, daemon=True)
+    pushing.start()
+    time.sleep(1.2)
+    assert node.sent == []
+    right = node.answer(second)
+    pushing.join(10.0)
+    assert (node.sent, late == right) == ([right], False)
+    assert (len(node.state.get_messages_legacy()), late in node.objects, right in node.objects) == (0, False, False)
