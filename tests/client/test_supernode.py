@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -169,8 +169,10 @@ def question(action: str) -> Message:
     return message
 
 
-def test_a_node_answers_what_it_was_asked_last() -> None:
+def test_a_node_answers_what_it_was_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The late answer to another question is there when it looks, and it goes on waiting for the one to the last question."""
     node, first, second = Node(), question("query.mask"), question("query.enrol")
+    right: list[str] = []
 
     def ended(*arguments: object) -> None:
         raise RunNotRunningException
@@ -178,11 +180,14 @@ def test_a_node_answers_what_it_was_asked_last() -> None:
     assert node.ask(first, ended) is None
     assert node.ask(second) == 1
     late = node.answer(first)
-    pushing = threading.Thread(target=node.push, daemon=True)
-    pushing.start()
-    time.sleep(1.2)
-    assert node.sent == []
-    right = node.answer(second)
-    pushing.join(10.0)
-    assert (node.sent, late == right) == ([right], False)
-    assert (len(node.state.get_messages_legacy()), late in node.objects, right in node.objects) == (0, False, False)
+
+    def sleep(seconds: float) -> None:
+        assert (node.sent, right) == ([], [])
+        right.append(node.answer(second))
+
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=sleep))
+    node.push()
+    assert node.sent == right != [late]
+    assert len(right) == 1
+    assert (len(node.state.get_messages_legacy()), late in node.objects, right[0] in node.objects) == (0, False, False)
