@@ -202,7 +202,7 @@ class Deployment:
         if not status.startswith("finished") or (self.order.folder / FINAL).exists():
             return
         running.run = None
-        if (self.order.folder / STOP).exists() and status == "finished:completed":
+        if (self.order.folder / STOP).exists():  # also where it died first: it would only stop when it is started again
             self.order = ordered(link.home, configured(self.source, link.consortium, self.overrides))
             self._running = _Running()
             return

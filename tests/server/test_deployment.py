@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from common.privacy.transcript import FILE as TRANSCRIPT
 from common.privacy.transcript import Transcript
 from common.protocol import config_hash
 from server.checkpoint import FINAL, Checkpoint, save
-from server.deployment import configured, ordered
+from server.deployment import Deployment, configured, ordered
 from server.federation import facts_of_run
+from server.link import Link
 from simulations.trial.consortium import Federation, federation
 from simulations.trial.hosts import Host
 
@@ -110,6 +113,23 @@ def test_another_signing_key_makes_a_successor_too(trial: Federation) -> None:
     second = ordered(trial.coordinator, after)
     assert (second.folder, second.config) == (trial.run_folder("run-2"), after)
     assert (second.folder / "checkpoint.safetensors").exists()
+
+
+def test_a_run_that_dies_before_it_hears_of_the_new_key_goes_on_as_the_successor(trial: Federation) -> None:
+    """Under the old configuration it could not be started again: the old key is gone."""
+    control = SimpleNamespace(status=lambda run: "finished:failed")
+    link = SimpleNamespace(
+        home=trial.coordinator, consortium=roster(trial), starts=1, told=print, clock=lambda: 0.0, control=control
+    )
+    deployment = Deployment(cast(Link, link), trial.configure())
+    finish_round(deployment.order.folder, deployment.order.config, 2)
+    authority = Authority(AuthorityHome(trial.authority / "authority"))
+    link.consortium = authority.change_signing_key(renew_signing_key(trial.coordinator))
+    deployment._look_at_roster()
+    deployment._running.run, deployment._running.link_starts = 5, 1
+    deployment._look_at_run()
+    assert (deployment.order.folder, deployment._running.run) == (trial.run_folder("run-2"), None)
+    assert deployment.order.config.federation.coordinator == link.consortium.coordinator
 
 
 def test_where_a_smaller_silo_would_change_delta_the_run_goes_on_without_it(
